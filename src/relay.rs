@@ -1,0 +1,6 @@
+//! To come.
+use std::process::ExitCode;
+/// Runs it.
+pub async fn run(_c: crate::config::Config) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not built yet")
+}
