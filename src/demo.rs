@@ -1,4 +1,7 @@
 //! To come.
+
+pub mod receiver;
+
 use std::process::ExitCode;
 /// Arguments.
 #[derive(Debug, clap::Args)]
