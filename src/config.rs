@@ -1,34 +1,660 @@
-//! To come.
+//! Settings: one TOML file, environment overrides, secrets from files, annotated defaults compiled in
+//! (`config/default.toml`). Everything is read once, at start, into types that cannot be wrong; a wrong setting
+//! is a sentence that names it, its value and what is allowed.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-/// Settings
+use std::time::Duration;
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use toml::Table;
+use url::Url;
+
+mod endpoint;
+mod reader;
+
+pub use endpoint::{Endpoint, EndpointKind};
+use reader::{ENV_PREFIX, Environment, Section};
+pub use reader::{Problem, show_duration};
+
+/// The annotated defaults, as shipped.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// All settings, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Logs
+    /// RabbitMQ.
+    pub amqp: Amqp,
+    /// Redis.
+    pub redis: Redis,
+    /// The admin HTTP server.
+    pub admin: Admin,
+    /// Logs.
     pub log: Log,
+    /// The audit stream and the value digests.
+    pub audit: Audit,
+    /// The ladder of jobs.
+    pub retry: Retry,
+    /// The relay.
+    pub relay: Relay,
+    /// The bots by name.
+    pub bots: BTreeMap<String, Bot>,
+    /// The webhook receivers by name.
+    pub endpoints: BTreeMap<String, Endpoint>,
+    /// What is in force, secrets redacted: what `config show` prints.
+    effective: Table,
 }
-/// Logs
+
+/// Where RabbitMQ is and how our exchanges and queues are named.
 #[derive(Debug, Clone)]
-pub struct Log {}
-/// Wrong.
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct Error;
-/// Commands.
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Checks
-    Check,
-    /// Shows
-    Show,
+pub struct Amqp {
+    /// The address, credentials included.
+    pub url: SecretUrl,
+    /// Start of every name.
+    pub prefix: String,
 }
-/// Runs it.
-pub fn run(_c: &Command, _p: Option<&Path>) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+
+/// Where Redis is.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// The address, credentials included.
+    pub url: SecretUrl,
+    /// Start of every key.
+    pub prefix: String,
 }
-impl Config {
-    /// Loads
-    pub fn load(_p: Option<&Path>) -> Result<Config, Error> {
-        Err(Error)
+
+/// The admin HTTP server.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Its address; port 0 is any free one.
+    pub listen: SocketAddr,
+}
+
+/// Logs on standard error.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The filter, in `tracing`'s directive syntax.
+    pub level: String,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The audit stream and the value digests.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    /// How long the broker keeps the stream.
+    pub max_age: Duration,
+    /// How much of it, in bytes.
+    pub max_bytes: u64,
+    /// Key of the digests of values.
+    pub digest_key: Option<SecretString>,
+}
+
+/// The ladder of jobs.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The rungs; the last repeats.
+    pub schedule: Vec<Duration>,
+    /// Attempts after which a job is given up.
+    pub max_attempts: u32,
+    /// Deadline of a job that names none.
+    pub deadline: Duration,
+}
+
+/// What all endpoints share.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    /// Waits before the second and later tries.
+    pub retry_schedule: Vec<Duration>,
+    /// First time for which a broken endpoint is left alone.
+    pub breaker_open_for: Duration,
+    /// Longest such time.
+    pub breaker_open_max: Duration,
+}
+
+/// One bot: its address, credentials and limits.
+#[derive(Debug, Clone)]
+pub struct Bot {
+    /// Its name, the routing key of its jobs.
+    pub name: String,
+    /// The API that it speaks.
+    pub dialect: Dialect,
+    /// Address without a path of the API.
+    pub base_url: Url,
+    /// Where tokens are had.
+    pub token_url: Url,
+    /// OAuth2 client.
+    pub client_id: String,
+    /// Its secret.
+    pub client_secret: Option<SecretString>,
+    /// API key (`cognigy-v2`).
+    pub api_key: Option<SecretString>,
+    /// The user whose session is written (`cognigy-v2`); empty: the conversation's id.
+    pub user_id: String,
+    /// Requests per second over all workers.
+    pub requests_per_second: u32,
+    /// Requests at once after a pause.
+    pub burst: u32,
+    /// Conversations worked on at the same time.
+    pub concurrency: u16,
+    /// Jobs held in memory.
+    pub prefetch: u16,
+    /// Time to connect.
+    pub connect_timeout: Duration,
+    /// Time of a whole request.
+    pub request_timeout: Duration,
+    /// Bytes of one serialised value.
+    pub max_value_bytes: usize,
+    /// Bytes of one request body.
+    pub max_payload_bytes: usize,
+    /// What a conversation id looks like.
+    pub conversation_id_pattern: regex::Regex,
+    /// When the ledger is written.
+    pub ledger: LedgerMode,
+    /// The reserved variable that holds it.
+    pub ledger_key: String,
+    /// Whether events carry values.
+    pub values_in_events: bool,
+    /// First time for which a broken bot is left alone.
+    pub breaker_open_for: Duration,
+    /// Longest such time.
+    pub breaker_open_max: Duration,
+}
+
+/// The APIs that we speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Versioned context with conditional PATCH.
+    ContextV1,
+    /// The vendor's published API, without versions.
+    CognigyV2,
+}
+
+/// When the ledger is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LedgerMode {
+    /// Where a batch holds an operation that is not idempotent.
+    Auto,
+    /// With every batch.
+    Always,
+    /// Never; such operations are refused.
+    Off,
+}
+
+/// An address that holds credentials: printed as scheme, host and port only.
+#[derive(Clone)]
+pub struct SecretUrl(SecretString);
+
+impl SecretUrl {
+    /// Wraps an address.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(SecretString::from(url.into()))
+    }
+
+    /// The address with its credentials, for the client alone.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
     }
 }
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&show_host(self.expose()))
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Scheme, host and port of an address: what may be printed of it.
+#[must_use]
+pub fn show_host(url: &str) -> String {
+    match Url::parse(url) {
+        Ok(url) => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or("(no host)"))
+        }
+        Err(_) => "(not an address)".to_owned(),
+    }
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the settings file {path:?}")]
+    Unreadable {
+        /// Its path as given.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("the settings file is not TOML: {0}")]
+    Syntax(String),
+    /// One or more settings are wrong.
+    #[error("{}", show_problems(.0))]
+    Wrong(Vec<Problem>),
+}
+
+fn show_problems(problems: &[Problem]) -> String {
+    let lines = problems.iter().map(|problem| format!("{}: {}", problem.setting, problem.text));
+    lines.collect::<Vec<_>>().join("\n       ")
+}
+
+/// Names that `context.jobs.<bot>` and `context.webhooks.<endpoint>` would share with our own queues.
+const RESERVED_NAMES: [&str; 4] = ["dead", "quarantine", "unroutable", "retry"];
+
+impl Config {
+    /// Reads the file (none: the defaults), the environment and the secret files.
+    ///
+    /// # Errors
+    /// [`Error`]: all problems at once, each naming its setting.
+    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let text = match path {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| Error::Unreadable { path: path.display().to_string(), source })?,
+        };
+        let variables = std::env::vars_os();
+        let variables =
+            variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Self::parse(&text, variables)
+    }
+
+    /// Reads settings from a text and given environment variables.
+    ///
+    /// # Errors
+    /// [`Error`]: all problems at once, each naming its setting.
+    pub fn parse(text: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+        let user: Table = text.parse().map_err(|error: toml::de::Error| Error::Syntax(syntax_error(text, &error)))?;
+        let defaults: Table = DEFAULTS.parse().map_err(|error: toml::de::Error| Error::Syntax(error.to_string()))?;
+        let source = Source {
+            user: &user,
+            defaults: &defaults,
+            environment: &Environment::new(variables),
+            problems: &RefCell::default(),
+        };
+        let mut effective = Table::new();
+        let config = Self {
+            amqp: source.section(&mut effective, "amqp", read_amqp),
+            redis: source.section(&mut effective, "redis", read_redis),
+            admin: source.section(&mut effective, "admin", read_admin),
+            log: source.section(&mut effective, "log", read_log),
+            audit: source.section(&mut effective, "audit", read_audit),
+            retry: source.section(&mut effective, "retry", read_retry),
+            relay: source.section(&mut effective, "relay", read_relay),
+            bots: source.named(&mut effective, "bots", "default", read_bot),
+            endpoints: source.named(&mut effective, "endpoints", "example", endpoint::read),
+            effective: Table::new(),
+        };
+        source.report_unknown();
+        let problems = source.problems.take();
+        if problems.is_empty() { Ok(Self { effective, ..config }) } else { Err(Error::Wrong(problems)) }
+    }
+
+    /// What is in force, as TOML, secrets redacted.
+    #[must_use]
+    pub fn show(&self) -> String {
+        toml::to_string_pretty(&self.effective).unwrap_or_default()
+    }
+}
+
+struct Source<'a> {
+    user: &'a Table,
+    defaults: &'a Table,
+    environment: &'a Environment,
+    problems: &'a RefCell<Vec<Problem>>,
+}
+
+impl Source<'_> {
+    fn table<'t>(&self, parent: &'t Table, path: &[&str]) -> Option<&'t Table> {
+        let mut table = parent;
+        for part in path {
+            table = match table.get(*part) {
+                None => return None,
+                Some(toml::Value::Table(inner)) => inner,
+                Some(_) => {
+                    let setting = path.join(".");
+                    let text = format!("is not a section; write it as [{setting}]");
+                    self.problems.borrow_mut().push(Problem { setting, text });
+                    return None;
+                }
+            };
+        }
+        Some(table)
+    }
+
+    fn read<T>(&self, path: &[&str], default: &[&str], read: impl Fn(&Section<'_>) -> T) -> (T, Table) {
+        let empty = Table::new();
+        let defaults = self.table(self.defaults, default).unwrap_or(&empty);
+        let user = self.table(self.user, path);
+        let section = Section::new(path, user, defaults, self.environment, self.problems);
+        let value = read(&section);
+        (value, section.finish())
+    }
+
+    fn section<T>(&self, effective: &mut Table, name: &str, read: impl Fn(&Section<'_>) -> T) -> T {
+        let (value, table) = self.read(&[name], &[name], read);
+        effective.insert(name.to_owned(), toml::Value::Table(table));
+        value
+    }
+
+    fn named<T>(
+        &self,
+        effective: &mut Table,
+        kind: &str,
+        default: &str,
+        read: impl Fn(&str, &Section<'_>) -> T,
+    ) -> BTreeMap<String, T> {
+        let mut names =
+            self.table(self.user, &[kind]).into_iter().flat_map(Table::keys).cloned().collect::<BTreeSet<_>>();
+        names.extend(self.environment.names_below(kind, &names));
+        let mut found = BTreeMap::new();
+        let mut shown = Table::new();
+        for name in names {
+            if let Err(text) = check_name(&name) {
+                self.problems.borrow_mut().push(Problem { setting: format!("{kind}.{name}"), text });
+            }
+            let (value, table) = self.read(&[kind, &name], &[kind, default], |section| read(&name, section));
+            shown.insert(name.clone(), toml::Value::Table(table));
+            found.insert(name, value);
+        }
+        effective.insert(kind.to_owned(), toml::Value::Table(shown));
+        found
+    }
+
+    fn report_unknown(&self) {
+        let known = self.defaults.keys().cloned().collect::<BTreeSet<_>>();
+        let mut problems = self.problems.borrow_mut();
+        for key in self.user.keys().filter(|key| !known.contains(*key)) {
+            problems.push(Problem { setting: key.clone(), text: reader::unknown(key, known.iter()) });
+        }
+        for (name, path) in self.environment.unused() {
+            let (section, key) = (path.first().map(String::as_str).unwrap_or_default(), path.last());
+            let table = match (section, self.defaults.get(section)) {
+                ("bots", _) => self.table(self.defaults, &["bots", "default"]),
+                ("endpoints", _) => self.table(self.defaults, &["endpoints", "example"]),
+                (_, Some(toml::Value::Table(table))) => Some(table),
+                _ => None,
+            };
+            let known = table.into_iter().flat_map(Table::keys).map(|key| key.to_owned()).collect::<Vec<_>>();
+            let mut text = reader::unknown(key.map(String::as_str).unwrap_or_default(), known.iter());
+            if path.len() < 2 {
+                text = format!("is not a setting; write {ENV_PREFIX}SECTION__KEY");
+            }
+            problems.push(Problem { setting: name, text });
+        }
+    }
+}
+
+fn syntax_error(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    // The line itself is not shown: it may hold a secret.
+    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+    format!("line {line}: {}", error.message())
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
+        return Err("a name has 1 to 64 letters, digits, \"-\" or \"_\"".to_owned());
+    }
+    if RESERVED_NAMES.contains(&name) {
+        return Err(format!("the name {name} is taken by one of our own queues; choose another"));
+    }
+    Ok(())
+}
+
+/// A name that starts every exchange, queue or key.
+fn read_prefix(section: &Section<'_>) -> String {
+    let prefix = section.required("prefix", "context");
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if prefix.len() > 64 || !prefix.chars().all(fits) {
+        section.problem("prefix", format!("{prefix:?} has other than 1 to 64 letters, digits, \"-\", \"_\" or \".\""));
+    }
+    prefix
+}
+
+fn read_secret_url(section: &Section<'_>, schemes: &[&str]) -> SecretUrl {
+    let url = section.secret("url").map(|url| url.expose_secret().to_owned()).unwrap_or_default();
+    let known = Url::parse(&url).is_ok_and(|url| schemes.contains(&url.scheme()) && url.has_host());
+    if !known {
+        // The value may hold a password.
+        section.problem(
+            "url",
+            format!("is not an address that begins with {}:// (it is not shown)", schemes.join(":// or ")),
+        );
+    }
+    let url = SecretUrl::new(url);
+    section.note("url", url.to_string());
+    url
+}
+
+fn read_amqp(section: &Section<'_>) -> Amqp {
+    Amqp { url: read_secret_url(section, &["amqp", "amqps"]), prefix: read_prefix(section) }
+}
+
+fn read_redis(section: &Section<'_>) -> Redis {
+    Redis { url: read_secret_url(section, &["redis", "rediss"]), prefix: read_prefix(section) }
+}
+
+fn read_admin(section: &Section<'_>) -> Admin {
+    let text = section.text("listen");
+    let listen = text.parse().unwrap_or_else(|_| {
+        section.problem("listen", format!("{text:?} is not an address with a port, such as \"127.0.0.1:9464\""));
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    });
+    Admin { listen }
+}
+
+fn read_log(section: &Section<'_>) -> Log {
+    let format = section.choice("format", &[("human", LogFormat::Human), ("json", LogFormat::Json)]);
+    let level = section.text("level");
+    if let Err(error) = level.parse::<tracing_subscriber::filter::EnvFilter>() {
+        section.problem("level", format!("{level:?} is not a level or filter such as \"info\": {error}"));
+    }
+    Log { format, level }
+}
+
+fn read_audit(section: &Section<'_>) -> Audit {
+    let digest_key = section.secret("digest_key");
+    if digest_key.as_ref().is_some_and(|key| key.expose_secret().len() < 32) {
+        section.problem("digest_key", "is shorter than 32 bytes (it is not shown)");
+    }
+    Audit {
+        max_age: section.duration("max_age", Duration::from_secs(60)..=days(3_650)),
+        max_bytes: section.bytes("max_bytes"),
+        digest_key,
+    }
+}
+
+fn read_retry(section: &Section<'_>) -> Retry {
+    Retry {
+        schedule: section.durations("schedule", Duration::from_millis(10)..=days(1)),
+        max_attempts: section.integer("max_attempts", 1..=1_000),
+        deadline: section.duration("deadline", Duration::from_secs(1)..=days(1)),
+    }
+}
+
+fn read_relay(section: &Section<'_>) -> Relay {
+    let (breaker_open_for, breaker_open_max) = read_open_times(section);
+    let retry_schedule = section.durations("retry_schedule", Duration::from_millis(10)..=days(7));
+    Relay { retry_schedule, breaker_open_for, breaker_open_max }
+}
+
+fn read_open_times(section: &Section<'_>) -> (Duration, Duration) {
+    let range = || Duration::from_millis(10)..=days(1);
+    let (first, longest) =
+        (section.duration("breaker_open_for", range()), section.duration("breaker_open_max", range()));
+    if first > longest {
+        section.problem("breaker_open_for", "is longer than breaker_open_max");
+    }
+    (first, longest)
+}
+
+fn read_bot(name: &str, section: &Section<'_>) -> Bot {
+    let (breaker_open_for, breaker_open_max) = read_open_times(section);
+    let dialect = section.choice("dialect", &[("context-v1", Dialect::ContextV1), ("cognigy-v2", Dialect::CognigyV2)]);
+    let allow_http = section.boolean("allow_http");
+    let base_url = read_http_url(section, "base_url", "https://bot.example.com", allow_http);
+    if let Some(part) = ["/api/v1", "/new/v2.0"].iter().find(|part| base_url.path().contains(*part)) {
+        let text = format!("holds {part}; leave it out, the dialect adds it itself");
+        section.problem("base_url", text);
+    }
+    let token_url = read_token_url(section, dialect, &base_url, allow_http);
+    let (client_id, client_secret) = (section.text("client_id"), section.secret("client_secret"));
+    let api_key = section.secret("api_key");
+    match dialect {
+        Dialect::ContextV1 if client_id.is_empty() || client_secret.is_none() => {
+            section.problem("client_id", "and client_secret (or client_secret_file) are needed to get tokens");
+        }
+        Dialect::CognigyV2 if api_key.is_none() && (client_id.is_empty() || client_secret.is_none()) => {
+            section.problem("api_key", "or client_id and client_secret are needed");
+        }
+        _ => {}
+    }
+    let pattern = section.required("conversation_id_pattern", "^conv_[0-9a-f]+$");
+    // A pattern without anchors would let anything through that has a fitting part.
+    let conversation_id_pattern = regex::Regex::new(&format!("^(?:{pattern})$")).unwrap_or_else(|error| {
+        section.problem("conversation_id_pattern", format!("{pattern:?} is not a regular expression: {error}"));
+        #[expect(clippy::unwrap_used, reason = "a constant pattern")]
+        regex::Regex::new("$^").unwrap()
+    });
+    let ledger_key = section.required("ledger_key", "_injection_ledger");
+    if !crate::job::is_key(&ledger_key) {
+        section
+            .problem("ledger_key", format!("{ledger_key:?} is not a name of a variable: letters, digits, underscore"));
+    }
+    let concurrency = section.integer("concurrency", 1..=1_024);
+    Bot {
+        name: name.to_owned(),
+        dialect,
+        base_url,
+        token_url,
+        client_id,
+        client_secret,
+        api_key,
+        user_id: section.text("user_id"),
+        requests_per_second: section.integer("requests_per_second", 1..=100_000),
+        burst: section.integer("burst", 1..=10_000),
+        concurrency: u16::try_from(concurrency).unwrap_or(u16::MAX),
+        prefetch: u16::try_from(section.integer("prefetch", 1..=10_000)).unwrap_or(u16::MAX),
+        connect_timeout: section.duration("connect_timeout", Duration::from_millis(10)..=Duration::from_secs(60)),
+        request_timeout: section.duration("request_timeout", Duration::from_millis(10)..=Duration::from_secs(300)),
+        max_value_bytes: section.integer("max_value_bytes", 1..=64_000_000) as usize,
+        max_payload_bytes: section.integer("max_payload_bytes", 1..=64_000_000) as usize,
+        conversation_id_pattern,
+        ledger: section
+            .choice("ledger", &[("auto", LedgerMode::Auto), ("always", LedgerMode::Always), ("off", LedgerMode::Off)]),
+        ledger_key,
+        values_in_events: section.boolean("values_in_events"),
+        breaker_open_for,
+        breaker_open_max,
+    }
+}
+
+fn read_token_url(section: &Section<'_>, dialect: Dialect, base_url: &Url, allow_http: bool) -> Url {
+    if !section.text("token_url").is_empty() {
+        return read_http_url(section, "token_url", "https://bot.example.com/api/v1/auth/token", allow_http);
+    }
+    let path = match dialect {
+        Dialect::ContextV1 => "api/v1/auth/token",
+        Dialect::CognigyV2 => "auth/oauth2/token",
+    };
+    below(base_url, path)
+}
+
+/// `base` with `path` behind it.
+#[must_use]
+pub fn below(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));
+    url
+}
+
+/// An `https` address without credentials, query and fragment; `http` where that is allowed.
+fn read_http_url(section: &Section<'_>, key: &str, example: &str, allow_http: bool) -> Url {
+    let text = section.required(key, example);
+    let url = match Url::parse(&text) {
+        Ok(url) if url.has_host() && matches!(url.scheme(), "http" | "https") => url,
+        _ => {
+            if !text.is_empty() {
+                section.problem(key, format!("{text:?} is not an address such as {example:?}"));
+            }
+            #[expect(clippy::unwrap_used, reason = "a constant address")]
+            return Url::parse("https://invalid.invalid").unwrap();
+        }
+    };
+    if url.scheme() == "http" && !allow_http {
+        section.problem(
+            key,
+            "begins with http://, so tokens would travel in clear text; use https:// or set allow_http = true",
+        );
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        section.problem(key, "holds credentials; they belong into client_id and client_secret (it is not shown)");
+    } else if url.query().is_some() || url.fragment().is_some() {
+        section.problem(key, format!("{text:?} has a query or fragment; leave it out"));
+    }
+    url
+}
+
+const fn days(number: u64) -> Duration {
+    Duration::from_secs(number * 86_400)
+}
+
+/// `config check` and `config show`.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Reads the settings and says what is wrong with them
+    Check,
+    /// Prints the settings in force, secrets redacted
+    Show {
+        /// Print the annotated defaults instead: a file to start from
+        #[arg(long)]
+        defaults: bool,
+    },
+}
+
+/// Runs `config …`.
+///
+/// # Errors
+/// Wrong settings.
+pub fn run(command: &Command, path: Option<&Path>) -> anyhow::Result<ExitCode> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    match command {
+        Command::Check => {
+            let config = Config::load(path)?;
+            let (bots, endpoints) = (config.bots.len(), config.endpoints.len());
+            writeln!(out, "The settings are fine: {bots} bot(s), {endpoints} webhook endpoint(s).")
+        }
+        Command::Show { defaults: true } => write!(out, "{DEFAULTS}"),
+        Command::Show { defaults: false } => write!(out, "{}", Config::load(path)?.show()),
+    }
+    .context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests;
