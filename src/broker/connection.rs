@@ -29,6 +29,9 @@ use crate::config;
 const HEARTBEAT: u16 = 10;
 /// From the first packet to an open connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// From an open connection to a declared topology. A broker that has just started can leave a declaration
+/// without any answer.
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest wait between two tries, so that work goes on within 5 s of the broker's return.
 const LONGEST_WAIT: Duration = Duration::from_secs(4);
 /// First longest wait, doubled by every failure in a row.
@@ -197,8 +200,11 @@ impl Keeper {
                 return Err(format!("RabbitMQ at {} does not answer within {CONNECT_TIMEOUT:?}", self.address));
             }
         };
-        topology::declare(&connection, &self.plan).await.map_err(|error| error.to_string())?;
-        Ok(connection)
+        match tokio::time::timeout(DECLARE_TIMEOUT, topology::declare(&connection, &self.plan)).await {
+            Ok(Ok(())) => Ok(connection),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_elapsed) => Err(format!("RabbitMQ at {} does not declare queues within {DECLARE_TIMEOUT:?}", self.address)),
+        }
     }
 
     /// Returns why the connection ended.

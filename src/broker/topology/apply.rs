@@ -34,7 +34,7 @@ pub enum Error {
         text: String,
     },
     /// The broker said something else, or the connection broke.
-    #[error("cannot declare {kind} {name:?}")]
+    #[error("cannot declare {kind} {name:?}: {source}")]
     Failed {
         /// `queue`, `exchange` or `binding`.
         kind: &'static str,
