@@ -1,5 +1,7 @@
 //! To come.
 
+pub mod check;
+pub mod input;
 pub mod receiver;
 
 use std::process::ExitCode;

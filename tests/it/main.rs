@@ -10,9 +10,11 @@
     reason = "a test that cannot go on fails; the lints cannot tell the harness from production code"
 )]
 
+mod support;
 mod world;
 
 mod applies_a_job;
+mod broker;
 mod delivers_webhooks;
 mod drains_on_sigterm;
 mod exactly_once_under_kill;

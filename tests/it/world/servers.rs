@@ -57,6 +57,14 @@ impl Servers {
         }
     }
 
+    /// The address of the broker.
+    pub fn amqp_url(&self) -> &str {
+        match self {
+            Servers::Own { broker, .. } => broker.url(),
+            Servers::Containers { amqp_url, .. } => amqp_url,
+        }
+    }
+
     /// The broker, to be killed.
     pub fn broker(&mut self) -> &mut Broker {
         match self {
