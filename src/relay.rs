@@ -4,6 +4,9 @@ use std::process::ExitCode;
 pub mod address_filter;
 pub mod answer;
 pub mod breaker;
+pub mod delivery;
+pub mod event;
+pub mod headers;
 pub mod schedule;
 pub mod signature;
 

@@ -75,6 +75,11 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Endpoint {
         let host = show_host(endpoint.url.expose());
         section.problem("url", format!("{host}/… begins with http://; use https:// or set allow_http = true"));
     }
+    for (name, value) in &endpoint.headers {
+        if let Err(error) = crate::relay::headers::parse(name, value) {
+            section.problem(&format!("headers.{name}"), error.to_string());
+        }
+    }
     for pattern in &endpoint.events {
         if let Err(text) = check_pattern(pattern) {
             section.problem("events", format!("{pattern:?} {text}"));
