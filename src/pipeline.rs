@@ -1,2 +1,3 @@
 //! To come.
+pub mod templates;
 pub mod validate;
