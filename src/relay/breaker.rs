@@ -165,6 +165,15 @@ impl Breaker {
         }
     }
 
+    /// Until when it is open, if it is.
+    #[must_use]
+    pub const fn open_until(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open { until } => Some(until),
+            Phase::Closed { .. } | Phase::Probing | Phase::Ramp { .. } => None,
+        }
+    }
+
     /// Tries under way.
     #[must_use]
     pub const fn in_flight(&self) -> u16 {
