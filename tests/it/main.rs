@@ -1,1 +1,4 @@
+//! Promises, tested against real servers: one file per promise.
 
+mod broker;
+mod support;
