@@ -68,8 +68,9 @@ impl Courier {
         Self(Arc::new(Shared { endpoint, receiver, schedule, gate, pace, slots, hand_over, recorder }))
     }
 
-    /// Takes events until `stop`; tries that are under way then are left to `tries`.
-    pub async fn run(self, broker: Broker, tries: TaskTracker, stop: CancellationToken) {
+    /// Takes events until `stop`; tries that are under way then are left to `tries`, until `abandon`.
+    pub async fn run(self, broker: Broker, tries: TaskTracker, abandon: CancellationToken, stop: CancellationToken) {
+        let tries = Tries { tracker: tries, abandon };
         while !stop.is_cancelled() {
             let prefetch = match self.0.gate.opening(Instant::now()) {
                 Opening::Full => self.prefetch(),
@@ -107,7 +108,7 @@ impl Courier {
     }
 
     /// Takes events from one subscription until the gate wants another kind of it, the channel ends or `stop`.
-    async fn consume(&self, mut subscription: Subscription, prefetch: u16, tries: &TaskTracker, stop: &CancellationToken) {
+    async fn consume(&self, mut subscription: Subscription, prefetch: u16, tries: &Tries, stop: &CancellationToken) {
         let mut held = VecDeque::new();
         loop {
             let wait_until = self.begin_what_may(&mut held, tries);
@@ -144,7 +145,7 @@ impl Courier {
 
     /// Begins tries with held events. Returns when the rate limit or the breaker allows the next, if one of them
     /// is what it waits for.
-    fn begin_what_may(&self, held: &mut VecDeque<Incoming>, tries: &TaskTracker) -> Option<Instant> {
+    fn begin_what_may(&self, held: &mut VecDeque<Incoming>, tries: &Tries) -> Option<Instant> {
         while !held.is_empty() {
             let now = Instant::now();
             if let Some(until) = self.pace().wait_until(now) {
@@ -231,7 +232,8 @@ impl Courier {
 
     async fn give_up(&self, incoming: Incoming, death: &Death) {
         let endpoint = self.0.endpoint.name.clone();
-        metrics::counter!(names::WEBHOOKS_GIVEN_UP, "endpoint" => endpoint, "reason" => death.reason.code()).increment(1);
+        metrics::counter!(names::WEBHOOKS_GIVEN_UP, "endpoint" => endpoint, "reason" => death.reason.code())
+            .increment(1);
         self.0.hand_over.dead(incoming, death).await;
     }
 
@@ -273,6 +275,22 @@ impl Courier {
         if before != State::Closed && after == State::Closed {
             tracing::info!(endpoint, "the receiver is well again");
         }
+    }
+}
+
+/// Where tries run.
+struct Tries {
+    tracker: TaskTracker,
+    abandon: CancellationToken,
+}
+
+impl Tries {
+    /// A try that is abandoned drops its receipt, and so gives its event back.
+    fn spawn(&self, attempt: impl Future<Output = ()> + Send + 'static) {
+        let abandon = self.abandon.clone();
+        self.tracker.spawn(async move {
+            let _ended = abandon.run_until_cancelled(attempt).await;
+        });
     }
 }
 
