@@ -30,6 +30,7 @@ pub mod address_filter;
 pub mod answer;
 pub mod attempts;
 pub mod breaker;
+pub mod command;
 pub mod decision;
 pub mod delivery;
 pub mod endpoint;

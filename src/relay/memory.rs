@@ -85,14 +85,15 @@ impl Memory {
         self.put("disabled", endpoint, disabled).await
     }
 
-    /// Forgets that an endpoint is disabled, and what its breaker knew. Whether it was disabled.
+    /// Forgets that an endpoint is disabled, and wishes for a probe where its breaker is open. Whether it was
+    /// disabled.
     ///
     /// # Errors
     /// Redis cannot be told.
     pub async fn enable(&self, endpoint: &str) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let removed: u32 = redis.hdel(self.key("disabled"), endpoint).await?;
-        let _: () = redis.hdel(self.key("breakers"), endpoint).await?;
+        self.put("wishes", endpoint, &Timestamp::now().as_millisecond()).await?;
         Ok(removed > 0)
     }
 
@@ -159,6 +160,11 @@ impl Memory {
             if let Some(saved) = gate.unsaved(now, now_ms) {
                 self.save_breaker(name, &saved).await?;
                 gate.saved(saved);
+            }
+        }
+        for (endpoint, wished_at_ms) in self.table::<i64>("wishes").await? {
+            if let Some(gate) = gates.get(&endpoint) {
+                gate.probe_now(wished_at_ms, now);
             }
         }
         let mut disabled = self.disabled().await?;
