@@ -4,16 +4,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use context_injector::config::Config;
-use context_injector::servers;
-use tokio::sync::OnceCell;
+
+use crate::world::Servers;
 
 /// No fact may take longer.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// A broker that all tests of this run share; they keep apart by prefix.
 pub async fn amqp_url() -> &'static str {
-    static BROKER: OnceCell<servers::Broker> = OnceCell::const_new();
-    BROKER.get_or_init(async || servers::Broker::start().await.expect("a RabbitMQ")).await.url()
+    Servers::shared().await.amqp_url()
 }
 
 /// A prefix that no other test uses, nor another run on the same broker.

@@ -1,0 +1,127 @@
+//! Somebody else, who writes into the same conversations and knows nothing of us.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use tokio::time::{Instant, sleep_until};
+
+use super::faults::{mix, pick};
+use super::history::Writer;
+use super::platform::{Origin, Platform};
+use super::state::{Change, Scope};
+
+/// Writes per second that it is held to.
+const MAX_RATE: f64 = 10_000.0;
+
+/// What the second writer does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecondWriter {
+    /// Whether it writes.
+    pub enabled: bool,
+    /// Writes per second, over all conversations; at most 10,000.
+    pub writes_per_second: f64,
+    /// The keys that it changes, in turn; `user.tier` is a key with its scope, without one it is `conversation`.
+    /// Each write sets one of them to a number that grows by one with every write.
+    pub keys: Vec<String>,
+    /// Where it writes.
+    pub conversations: Conversations,
+}
+
+/// Which conversations the second writer changes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Conversations {
+    /// Those that exist at the time of the write (of `context-v1`); as JSON `"existing"`.
+    Existing,
+    /// These; as JSON a list.
+    These(Vec<String>),
+}
+
+impl Default for SecondWriter {
+    fn default() -> Self {
+        SecondWriter {
+            enabled: false,
+            writes_per_second: 20.0,
+            keys: vec!["other_writer".into()],
+            conversations: Conversations::Existing,
+        }
+    }
+}
+
+impl Serialize for Conversations {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Conversations::Existing => serializer.serialize_str("existing"),
+            Conversations::These(ids) => ids.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Conversations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = || D::Error::custom("conversations: \"existing\" or a list of ids");
+        match Value::deserialize(deserializer)? {
+            Value::String(word) if word == "existing" => Ok(Conversations::Existing),
+            Value::Array(ids) => {
+                let ids: Option<Vec<String>> = ids.iter().map(|id| id.as_str().map(str::to_owned)).collect();
+                ids.map(Conversations::These).ok_or_else(wrong)
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Writes until the sandbox stops; follows the settings as they change.
+pub(super) async fn run(platform: Arc<Platform>) {
+    let mut settings = platform.second_writer.subscribe();
+    let mut count = 0;
+    loop {
+        let now = settings.borrow_and_update().clone();
+        if !now.enabled || now.keys.is_empty() || now.writes_per_second <= 0.0 {
+            tokio::select! {
+                () = platform.stop.cancelled() => return,
+                _ = settings.changed() => continue,
+            }
+        }
+        let pause = Duration::from_secs_f64(1.0 / now.writes_per_second.min(MAX_RATE));
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                () = platform.stop.cancelled() => return,
+                _ = settings.changed() => break,
+                () = sleep_until(next) => {
+                    count += 1;
+                    write(&platform, &now, count);
+                    next += pause;
+                }
+            }
+        }
+    }
+}
+
+fn write(platform: &Platform, settings: &SecondWriter, count: u64) {
+    let draw = mix(platform.settings.seed ^ 0x02_57_12, count);
+    let Some(key) = usize::try_from(count).ok().and_then(|count| settings.keys.get(count % settings.keys.len())) else {
+        return;
+    };
+    let (scope, key) = match key.split_once('.') {
+        Some((scope, key)) => (Scope::from_name(scope).unwrap_or(Scope::Conversation), key),
+        None => (Scope::Conversation, key.as_str()),
+    };
+    let change = Change { key: Arc::from(key), scope, value: Some(Arc::new(Value::from(count))) };
+    let origin = Origin { writer: Some(Writer::Second), ..Origin::default() };
+    let mut world = platform.world();
+    let id = match &settings.conversations {
+        Conversations::Existing => pick(world.ids(), draw).map(|id| id.to_string()),
+        Conversations::These(ids) => pick(ids, draw).cloned(),
+    };
+    let Some(id) = id.filter(|id| platform.id_pattern.is_match(id)) else { return };
+    let written = world.write(&id, platform.settings.auto_create, &[change], &origin, None).is_ok();
+    drop(world);
+    if written {
+        platform.stats.add(|counts| counts.second_writer_writes += 1);
+    }
+}
