@@ -224,13 +224,6 @@ async fn after_a_kill_of_the_broker_all_goes_on_and_what_was_confirmed_is_there(
     within("the loss", state.wait_for(|state| *state != State::Ready)).await.unwrap();
 
     server.start_again().await.unwrap();
-<<<<<<< HEAD
-=======
-    for _ in 0..8 {
-        eprintln!("{:?}", *state.borrow());
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    }
->>>>>>> main
     within("the return", state.wait_for(|state| *state == State::Ready)).await.unwrap();
     within("a confirm", publish("two")).await.unwrap();
     let options = Options { prefetch: 10, tag: "kill".into(), from: None };
