@@ -28,6 +28,7 @@ pub mod second_writer;
 mod server;
 pub mod settings;
 pub mod state;
+mod state_faults;
 pub mod stats;
 mod token;
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::Response;
 use hyper::body::Bytes;
+use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::answer::{AnswerBody, Reply, problem};
@@ -69,16 +70,17 @@ impl Route {
         }
     }
 
-    /// The conversation that the path names.
+    /// The conversation that a read names.
     pub fn conversation(&self) -> Option<Arc<str>> {
         match self {
             Route::ReadV1(id) => Some(Arc::from(id.as_str())),
-            Route::ReadProfileV2(id) | Route::WriteProfileV2(id) => Some(cognigy_v2::profile(id).into()),
+            Route::ReadProfileV2(id) => Some(cognigy_v2::profile(id).into()),
             _ => None,
         }
     }
 
-    fn is_v2(&self) -> bool {
+    /// Whether it belongs to `cognigy-v2`.
+    pub fn is_v2(&self) -> bool {
         matches!(self, Route::TokenV2 | Route::InjectV2(_) | Route::ReadProfileV2(_) | Route::WriteProfileV2(_))
     }
 }
@@ -93,8 +95,34 @@ pub(super) struct Received {
     pub too_long: bool,
 }
 
+/// The ids that a body may name; everything else in it is looked at later.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    #[serde(rename = "conversationId")]
+    conversation: Option<String>,
+    #[serde(rename = "userId")]
+    user: Option<String>,
+}
+
+impl Received {
+    /// The conversation that a write is about, where the request says so.
+    fn writes_to(&self) -> Option<String> {
+        let named = || serde_json::from_slice::<Named>(&self.body).unwrap_or_default();
+        match &self.route {
+            Route::WriteV1 => named().conversation,
+            Route::InjectV2(session) => Some(cognigy_v2::session(session, &named().user?)),
+            Route::WriteProfileV2(id) => Some(cognigy_v2::profile(id)),
+            _ => None,
+        }
+    }
+}
+
 /// Serves one request.
 pub(super) async fn serve(exchange: Arc<Exchange>, received: Received) -> End {
+    if let Some(id) = received.writes_to() {
+        exchange.writes_to(&id);
+    }
     if let Some(reply) = admit(&exchange, &received.route) {
         return whole(reply);
     }
@@ -133,9 +161,9 @@ async fn work(exchange: &Arc<Exchange>, received: Received) -> End {
         }
         Route::ReadV1(id) => Ok(context_v1::read(exchange, id, &received)),
         Route::WriteV1 => context_v1::write(exchange, &received),
-        Route::InjectV2(_) | Route::ReadProfileV2(_) | Route::WriteProfileV2(_) => {
-            Ok(cognigy_v2::serve(exchange, &received))
-        }
+        Route::InjectV2(session) => cognigy_v2::inject(exchange, session, &received),
+        Route::ReadProfileV2(id) => Ok(cognigy_v2::read_profile(exchange, id, &received)),
+        Route::WriteProfileV2(id) => cognigy_v2::write_profile(exchange, id, &received),
         Route::WrongMethod(allow) => {
             Ok(problem(exchange, 405, "method_not_allowed", "this path has other methods").header("allow", *allow))
         }

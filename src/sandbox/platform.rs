@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::cognigy_v2;
 use super::faults::{Active, Faults, mix};
 use super::history::{Answer, Entry, Event, History, Writer};
 use super::limits::{Bucket, Window};
@@ -136,7 +137,7 @@ impl Platform {
 
     /// Whether a conversation of this id comes into being when it is touched.
     pub fn creates(&self, id: &str) -> bool {
-        self.settings.auto_create && self.id_pattern.is_match(id)
+        self.settings.auto_create && (cognigy_v2::is_name(id) || self.id_pattern.is_match(id))
     }
 }
 

@@ -115,11 +115,13 @@ fn write(platform: &Platform, settings: &SecondWriter, count: u64) {
     let origin = Origin { writer: Some(Writer::Second), ..Origin::default() };
     let mut world = platform.world();
     let id = match &settings.conversations {
-        Conversations::Existing => pick(world.ids(), draw).map(|id| id.to_string()),
+        Conversations::Existing => {
+            pick(world.ids(), draw).map(|id| id.to_string()).filter(|id| platform.id_pattern.is_match(id))
+        }
         Conversations::These(ids) => pick(ids, draw).cloned(),
     };
-    let Some(id) = id.filter(|id| platform.id_pattern.is_match(id)) else { return };
-    let written = world.write(&id, platform.settings.auto_create, &[change], &origin, None).is_ok();
+    let Some(id) = id else { return };
+    let written = world.write(&id, platform.creates(&id), &[change], &origin, None).is_ok();
     drop(world);
     if written {
         platform.stats.add(|counts| counts.second_writer_writes += 1);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::sandbox::faults::LateAnswer;
-use crate::sandbox::{Answer, Event, Kind, Rule, Scope};
+use crate::sandbox::{Answer, Event, Kind, Only, Rule, Scope};
 
 const A: Scope = Scope::Conversation;
 
@@ -271,4 +271,15 @@ async fn a_request_can_ask_for_its_fault() {
     let answer = client.get("conv_1").header("x-sandbox-fault", "aplied_then_500").send().await.unwrap();
     assert_eq!(answer.status(), 400);
     assert!(body(answer).await["detail"].as_str().is_some_and(|text| text.contains("applied_then_500")));
+}
+
+#[tokio::test]
+async fn a_fault_can_be_kept_to_some_conversations() {
+    let only = Only { conversation: Some("^conv_a".into()), ..Only::default() };
+    let faults = Faults::none().with(Kind::ServerError, Rule::probability(1.0).only(only));
+    let (sandbox, client) = sandbox(with_faults(faults)).await;
+    assert!(client.set("conv_a1", None, "a", json!(1)).await >= 500);
+    assert!(client.get("conv_a1").send().await.unwrap().status().is_server_error());
+    assert_eq!(client.set("conv_b1", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.history().first().and_then(|entry| entry.conversation.clone()).as_deref(), Some("conv_a1"));
 }
