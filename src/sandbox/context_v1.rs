@@ -23,11 +23,12 @@ use super::token;
 const FORBIDDEN_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 const MAX_KEY: usize = 128;
 
+/// The body of a PATCH, its values as they came.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PatchBody {
+pub(super) struct PatchBody {
     #[serde(rename = "conversationId")]
-    conversation_id: String,
+    pub conversation_id: String,
     context: BTreeMap<String, PatchEntry>,
 }
 
@@ -74,11 +75,15 @@ pub(super) fn read(exchange: &Exchange, id: &str, received: &Received) -> Reply 
 }
 
 /// `PATCH /api/v1/context`
-pub(super) fn write(exchange: &Arc<Exchange>, received: &Received) -> Result<Reply, Later> {
+pub(super) fn write(
+    exchange: &Arc<Exchange>,
+    received: &Received,
+    patch: Option<serde_json::Result<PatchBody>>,
+) -> Result<Reply, Later> {
     if let Some(reply) = refused_credentials(exchange, "context:write") {
         return Ok(reply);
     }
-    let (id, changes) = match parse(exchange, received) {
+    let (id, changes) = match checked(exchange, received, patch) {
         Ok(parsed) => parsed,
         Err(reply) => return Ok(reply),
     };
@@ -128,7 +133,11 @@ fn apply_later(exchange: Arc<Exchange>, id: String, changes: Vec<Change>) {
     });
 }
 
-fn parse(exchange: &Exchange, received: &Received) -> Result<(String, Vec<Change>), Reply> {
+fn checked(
+    exchange: &Exchange,
+    received: &Received,
+    patch: Option<serde_json::Result<PatchBody>>,
+) -> Result<(String, Vec<Change>), Reply> {
     let settings = &exchange.platform.settings;
     if received.too_long || received.body.len() > settings.max_payload_bytes {
         let detail = format!("the payload is over {} bytes", settings.max_payload_bytes);
@@ -138,8 +147,11 @@ fn parse(exchange: &Exchange, received: &Received) -> Result<(String, Vec<Change
     if !json {
         return Err(problem(exchange, 415, "unsupported_media_type", "the body is application/json"));
     }
-    let body: PatchBody = serde_json::from_slice(&received.body)
-        .map_err(|error| problem(exchange, 400, "malformed_body", &error.to_string()))?;
+    let body = match patch {
+        Some(Ok(body)) => body,
+        Some(Err(error)) => return Err(problem(exchange, 400, "malformed_body", &error.to_string())),
+        None => return Err(problem(exchange, 400, "malformed_body", "there is no body")),
+    };
     let changes = body
         .context
         .into_iter()

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::answer::{AnswerBody, Reply, problem};
+use super::context_v1::PatchBody;
 use super::exchange::Exchange;
 use super::faults::{Kind, LateAnswer, Operation};
 use super::history::Answer;
@@ -93,25 +94,33 @@ pub(super) struct Received {
     pub body: Bytes,
     /// The body was longer than anything that is kept of it.
     pub too_long: bool,
+    /// The body of a PATCH of `context-v1`, once it is read.
+    pub patch: Option<serde_json::Result<PatchBody>>,
 }
 
-/// The ids that a body may name; everything else in it is looked at later.
-#[derive(Default, Deserialize)]
-#[serde(default)]
+/// The user that a body may name; everything else in it is looked at later.
+#[derive(Deserialize)]
 struct Named {
-    #[serde(rename = "conversationId")]
-    conversation: Option<String>,
     #[serde(rename = "userId")]
-    user: Option<String>,
+    user: String,
 }
 
 impl Received {
+    /// Reads the body of a PATCH, once: its conversation is needed before its contents are judged.
+    fn parse(&mut self) {
+        if self.route == Route::WriteV1 && !self.too_long {
+            self.patch = Some(serde_json::from_slice(&self.body));
+        }
+    }
+
     /// The conversation that a write is about, where the request says so.
     fn writes_to(&self) -> Option<String> {
-        let named = || serde_json::from_slice::<Named>(&self.body).unwrap_or_default();
         match &self.route {
-            Route::WriteV1 => named().conversation,
-            Route::InjectV2(session) => Some(cognigy_v2::session(session, &named().user?)),
+            Route::WriteV1 => Some(self.patch.as_ref()?.as_ref().ok()?.conversation_id.clone()),
+            Route::InjectV2(session) => {
+                let named: Named = serde_json::from_slice(&self.body).ok()?;
+                Some(cognigy_v2::session(session, &named.user))
+            }
             Route::WriteProfileV2(id) => Some(cognigy_v2::profile(id)),
             _ => None,
         }
@@ -119,7 +128,8 @@ impl Received {
 }
 
 /// Serves one request.
-pub(super) async fn serve(exchange: Arc<Exchange>, received: Received) -> End {
+pub(super) async fn serve(exchange: Arc<Exchange>, mut received: Received) -> End {
+    received.parse();
     if let Some(id) = received.writes_to() {
         exchange.writes_to(&id);
     }
@@ -150,7 +160,7 @@ impl Drop for Working<'_> {
     }
 }
 
-async fn work(exchange: &Arc<Exchange>, received: Received) -> End {
+async fn work(exchange: &Arc<Exchange>, mut received: Received) -> End {
     let _working = Working(exchange);
     if let Some(end) = faults_before(exchange).await {
         return end;
@@ -160,7 +170,10 @@ async fn work(exchange: &Arc<Exchange>, received: Received) -> End {
             Ok(token::endpoint(exchange, received.content_type.as_deref(), &received.body))
         }
         Route::ReadV1(id) => Ok(context_v1::read(exchange, id, &received)),
-        Route::WriteV1 => context_v1::write(exchange, &received),
+        Route::WriteV1 => {
+            let patch = received.patch.take();
+            context_v1::write(exchange, &received, patch)
+        }
         Route::InjectV2(session) => cognigy_v2::inject(exchange, session, &received),
         Route::ReadProfileV2(id) => Ok(cognigy_v2::read_profile(exchange, id, &received)),
         Route::WriteProfileV2(id) => cognigy_v2::write_profile(exchange, id, &received),

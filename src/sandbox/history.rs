@@ -172,7 +172,7 @@ impl History {
     /// Up to `limit` entries after the position `after`, and the position to go on from.
     pub fn after(&self, after: u64, limit: usize) -> (Vec<Entry>, u64) {
         let first = self.next - self.entries.len() as u64;
-        let skip = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let skip = usize::try_from(after.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
         let entries: Vec<Entry> = self.entries.iter().skip(skip).take(limit).cloned().collect();
         let next = entries.last().map_or(after, |entry| entry.seq);
         (entries, next)

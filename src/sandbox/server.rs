@@ -128,6 +128,7 @@ async fn answer(
         api_key: text(&head.headers, "x-api-key").map(str::to_owned),
         body,
         too_long,
+        patch: None,
     };
     let end = serve(Arc::clone(&exchange), received).await;
     match end {

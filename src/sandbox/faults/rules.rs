@@ -87,7 +87,7 @@ impl Active {
     /// The latency of one request, in milliseconds.
     pub fn latency_ms(&self) -> u64 {
         let [least, most] = self.faults.parameters.latency_ms;
-        least + self.next_draw() % (most.saturating_sub(least) + 1)
+        least + self.next_draw() % most.saturating_sub(least).saturating_add(1)
     }
 
     /// The next `Retry-After` of a throttled request.

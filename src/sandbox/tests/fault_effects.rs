@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::sandbox::faults::LateAnswer;
-use crate::sandbox::{Answer, Event, Kind, Only, Rule, Scope};
+use crate::sandbox::{Answer, Event, Kind, Only, Operation, Rule, Scope};
 
 const A: Scope = Scope::Conversation;
 
@@ -282,4 +282,35 @@ async fn a_fault_can_be_kept_to_some_conversations() {
     assert!(client.get("conv_a1").send().await.unwrap().status().is_server_error());
     assert_eq!(client.set("conv_b1", None, "a", json!(1)).await, 200);
     assert_eq!(sandbox.history().first().and_then(|entry| entry.conversation.clone()).as_deref(), Some("conv_a1"));
+}
+
+#[tokio::test]
+async fn the_token_endpoint_fails_where_a_rule_names_it() {
+    let tokens = Only { operations: vec![Operation::Token], ..Only::default() };
+    for (kind, status) in [(Kind::Forbidden, 403), (Kind::Throttle, 429), (Kind::Unauthorized, 401)] {
+        let (sandbox, client) = sandbox(settings()).await;
+        sandbox.set_faults(Faults::none().with(kind, Rule::times(1).only(tokens.clone())));
+        assert_eq!(client.get("conv_1").send().await.unwrap().status(), 200);
+        assert_eq!(client.ask_token("sandbox-secret").await, Err(status));
+        assert!(client.ask_token("sandbox-secret").await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn writes_at_once_on_one_conversation_are_noticed() {
+    let faults = Faults::none().with(Kind::HangBefore, Rule::times(1));
+    let (sandbox, client) = sandbox(with_faults(faults)).await;
+    let hanging = tokio::spawn({
+        let client = client.clone();
+        async move { client.patch("conv_1", None, json!({"a": {"value": 1}})).send().await.is_ok() }
+    });
+    until("the first write hangs", || sandbox.stats().in_flight == 1).await;
+    assert_eq!(client.set("conv_2", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.stats().overlapping_writes, 0);
+    assert_eq!(client.set("conv_1", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.stats().overlapping_writes, 1);
+    hanging.abort();
+    until("the first write is given up", || sandbox.stats().in_flight == 0).await;
+    assert_eq!(client.set("conv_1", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.stats().overlapping_writes, 1);
 }
