@@ -1,1 +1,328 @@
+//! What all work of one bot shares: its settings, its target, its budget, its breaker, its pause.
 //!
+//! [`Bot::read`] and [`Bot::write`] are the only way to the target for the pipeline. Each waits at one gate (the
+//! breaker, a pause, the budget), sends one request, and tells breaker and limiter what the answer means for the
+//! requests after it. Repeating is the caller's decision.
+//!
+//! While the bot is held ([`Bot::holding`]) no new work is started ([`Bot::ready`]); work under way waits at the
+//! gate, under its own deadline.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::breaker::{Admission, Breaker, Pass, Phase, Settings, Sign};
+use crate::config;
+use crate::job::{ConversationId, Version};
+use crate::limiter::Limiter;
+use crate::redis_link::RedisLink;
+use crate::target::{Failure, Read, SetUpError, Target, Write};
+
+/// Pause after wrong credentials: nothing but a change of settings, here or there, ends that.
+const CREDENTIALS_PAUSE: Duration = Duration::from_secs(30);
+/// First pause after a 429 that does not say how long; doubles.
+const THROTTLED_PAUSE: Duration = Duration::from_secs(1);
+/// Longest such pause.
+const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Shortest pause, for a target that says 0.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// One bot at work.
+#[derive(Debug)]
+pub struct Bot {
+    config: config::Bot,
+    target: Target,
+    limiter: Limiter,
+    breaker: Mutex<Breaker>,
+    /// Something at the gate changed.
+    changed: Notify,
+    pauses: Mutex<Pauses>,
+}
+
+#[derive(Debug, Default)]
+struct Pauses {
+    why: Option<Why>,
+    /// 429s without a `Retry-After`, one counted per pause.
+    in_a_row: u32,
+}
+
+/// Why a bot is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Too much failed.
+    BreakerOpen,
+    /// The target asked for a pause.
+    Throttled,
+    /// The target does not take our credentials.
+    Credentials,
+}
+
+impl Why {
+    /// The reason as one word, for metrics and readiness.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BreakerOpen => "breaker_open",
+            Self::Throttled => "throttled",
+            Self::Credentials => "credentials",
+        }
+    }
+}
+
+/// No work is started until then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// Why.
+    pub why: Why,
+    /// The earliest end.
+    pub until: Instant,
+}
+
+/// An answer and what it cost.
+#[derive(Debug)]
+pub struct Spent<T> {
+    /// The answer.
+    pub answer: T,
+    /// Time at the gate: breaker, pause, budget.
+    pub waited: Duration,
+    /// Time of the target, token included.
+    pub took: Duration,
+    /// Requests that it took of the budget.
+    pub requests: u32,
+}
+
+impl Bot {
+    /// A bot ready for work; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`SetUpError`].
+    pub fn new(config: config::Bot, redis: Arc<RedisLink>) -> Result<Arc<Self>, SetUpError> {
+        let target = Target::new(&config)?;
+        let limiter = Limiter::new(&config, redis);
+        let breaker = Mutex::new(Breaker::new(Settings::of_bot(&config)));
+        Ok(Arc::new(Self { config, target, limiter, breaker, changed: Notify::new(), pauses: Mutex::default() }))
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn config(&self) -> &config::Bot {
+        &self.config
+    }
+
+    /// Reads a conversation.
+    pub async fn read(&self, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
+        let permit = self.permit().await;
+        let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
+        let again = || {
+            requests += 1;
+            self.once_more()
+        };
+        let answer = self.target.read_charged(conversation, trace, again).await;
+        let took = sent.elapsed();
+        let failure = match &answer {
+            Read::Observed(_) => None,
+            Read::Failed(failure) => Some(failure),
+        };
+        self.learn(permit, failure).await;
+        Spent { answer, waited, took, requests }
+    }
+
+    /// Writes `body` (of [`crate::target::encode`]), if the conversation is still at version `if_match`.
+    pub async fn write(
+        &self,
+        conversation: &ConversationId,
+        body: Bytes,
+        if_match: Option<&Version>,
+        trace: Option<&str>,
+    ) -> Spent<Write> {
+        let permit = self.permit().await;
+        let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
+        let again = || {
+            requests += 1;
+            self.once_more()
+        };
+        let answer = self.target.write_charged(conversation, body, if_match, trace, again).await;
+        let took = sent.elapsed();
+        let failure = match &answer {
+            Write::Applied { .. } | Write::Conflict => None,
+            Write::Failed(failure) => Some(failure),
+        };
+        self.learn(permit, failure).await;
+        Spent { answer, waited, took, requests }
+    }
+
+    /// Waits until a request may be sent. Cancelling it is safe.
+    pub async fn permit(&self) -> Permit<'_> {
+        let asked = Instant::now();
+        loop {
+            let pass = self.pass().await;
+            // Owned from here on, so that a caller who goes away while waiting gives the pass back.
+            let mut permit = Permit { bot: self, pass: Some(pass), waited: Duration::ZERO };
+            self.limiter.acquire().await;
+            if self.breaker().phase(Instant::now()) != Phase::Open {
+                permit.waited = asked.elapsed();
+                return permit;
+            }
+        }
+    }
+
+    /// Waits until work may be started.
+    pub async fn ready(&self) {
+        while let Some(holding) = self.holding() {
+            sleep_until(holding.until).await;
+        }
+    }
+
+    /// Why and until when no work is started; `None`: it may be.
+    #[must_use]
+    pub fn holding(&self) -> Option<Holding> {
+        if let Some(until) = self.breaker().open_until(Instant::now()) {
+            return Some(Holding { why: Why::BreakerOpen, until });
+        }
+        let until = self.limiter.paused_until()?;
+        Some(Holding { why: self.pauses().why.unwrap_or(Why::Throttled), until })
+    }
+
+    /// The breaker's phase, for metrics.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.breaker().phase(Instant::now())
+    }
+
+    async fn pass(&self) -> Pass {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            let admission = self.breaker().admit(Instant::now());
+            match admission {
+                Admission::Go(pass) => return pass,
+                Admission::Until(instant) | Admission::Full(Some(instant)) => {
+                    tokio::select! { () = changed => {}, () = sleep_until(instant) => {} }
+                }
+                Admission::Full(None) => changed.await,
+            }
+        }
+    }
+
+    async fn once_more(&self) {
+        self.limiter.acquire().await;
+    }
+
+    /// What an answer means for the requests after it.
+    async fn learn(&self, permit: Permit<'_>, failure: Option<&Failure>) {
+        match failure {
+            None | Some(Failure::NotFound(_) | Failure::Refused(_)) => {
+                self.pauses().in_a_row = 0;
+                permit.report(Sign::Healthy);
+            }
+            Some(Failure::NotSent(_) | Failure::Ambiguous(_)) => permit.report(Sign::Broken),
+            Some(Failure::Throttled { retry_after, .. }) => {
+                permit.report(Sign::None);
+                let time = self.throttled_for(*retry_after);
+                self.limiter.pause(time).await;
+            }
+            Some(failure @ Failure::Credentials(_)) => {
+                permit.report(Sign::None);
+                if self.begins(Why::Credentials) {
+                    tracing::error!(bot = self.config.name, %failure, "the bot is paused: its credentials are not taken");
+                }
+                // Other workers may have been given other credentials.
+                self.limiter.pause_here(CREDENTIALS_PAUSE);
+            }
+        }
+    }
+
+    /// How long a 429 pauses the bot.
+    fn throttled_for(&self, retry_after: Option<Duration>) -> Duration {
+        let begins = self.begins(Why::Throttled);
+        let mut pauses = self.pauses();
+        let time = match retry_after {
+            Some(time) => time.max(SHORTEST_PAUSE),
+            None => {
+                let time =
+                    THROTTLED_PAUSE.saturating_mul(2_u32.saturating_pow(pauses.in_a_row)).min(THROTTLED_PAUSE_MAX);
+                pauses.in_a_row = pauses.in_a_row.saturating_add(u32::from(begins)).min(16);
+                time
+            }
+        };
+        if begins {
+            tracing::warn!(
+                bot = self.config.name,
+                seconds = time.as_secs_f64(),
+                "the target asked for a pause of the bot"
+            );
+        }
+        time
+    }
+
+    /// Notes why the bot is paused, and tells whether it was not before.
+    fn begins(&self, why: Why) -> bool {
+        let begins = self.limiter.paused_until().is_none();
+        let mut pauses = self.pauses();
+        let changes = begins || pauses.why != Some(why);
+        pauses.why = Some(why);
+        changes
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The permission to send one request. Dropped without a report it says nothing about the target.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped is a request that was not sent"]
+pub struct Permit<'a> {
+    bot: &'a Bot,
+    pass: Option<Pass>,
+    waited: Duration,
+}
+
+impl Permit<'_> {
+    /// How long it took to get.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Tells the breaker how the request ended.
+    pub fn report(mut self, sign: Sign) {
+        self.end(sign);
+    }
+
+    fn end(&mut self, sign: Sign) {
+        let Some(pass) = self.pass.take() else { return };
+        let now = Instant::now();
+        let (before, after) = {
+            let mut breaker = self.bot.breaker();
+            let before = breaker.phase(now);
+            breaker.report(pass, sign, now, rand::random());
+            (before, breaker.phase(now))
+        };
+        self.bot.changed.notify_waiters();
+        let bot = &self.bot.config.name;
+        match (before, after) {
+            (Phase::Open, _) | (Phase::Ramping, Phase::Closed) => {}
+            (_, Phase::Open) => tracing::warn!(bot, "too many requests failed; the bot's circuit breaker opens"),
+            (Phase::HalfOpen, Phase::Ramping) => {
+                tracing::info!(bot, "the probes succeeded; the circuit breaker closes")
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.end(Sign::None);
+    }
+}

@@ -1,4 +1,9 @@
 //! To come.
+
+pub mod check;
+pub mod input;
+pub mod receiver;
+
 use std::process::ExitCode;
 /// Arguments.
 #[derive(Debug, clap::Args)]

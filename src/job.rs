@@ -304,7 +304,7 @@ impl Operation {
         }
     }
 
-    /// Whether doing it twice differs from doing it once, so that the ledger must name the job.
+    /// Whether doing it twice differs from doing it once, so that it is refused where there is no ledger.
     #[must_use]
     pub fn needs_ledger(&self) -> bool {
         match self {
@@ -374,19 +374,35 @@ pub enum OnUnresolved {
 }
 
 impl Job {
-    /// Whether doing it twice differs from doing it once.
+    /// Whether doing it twice differs from doing it once, so that it is refused where there is no ledger.
     #[must_use]
     pub fn needs_ledger(&self) -> bool {
         self.variables.iter().any(|variable| variable.operation.needs_ledger())
+    }
+
+    /// Whether its entry belongs into the ledger where there is one: it must not happen twice, or what it does
+    /// depends on the state, so that it could be refused the second time although the first had its effect.
+    #[must_use]
+    pub fn wants_ledger(&self) -> bool {
+        let by_state = |operation: &Operation| {
+            operation.needs_ledger()
+                || operation.template().is_some()
+                || matches!(
+                    operation,
+                    Operation::AddToSet { .. } | Operation::Remove(_) | Operation::Max(_) | Operation::Min(_)
+                )
+        };
+        self.base_version.is_some()
+            || self.sequence.is_some()
+            || self.on_conflict != OnConflict::Overwrite
+            || self.variables.iter().any(|variable| by_state(&variable.operation))
     }
 
     /// Whether it can only be planned with the state of the conversation at hand.
     #[must_use]
     pub fn needs_values(&self) -> bool {
         !self.templates.is_empty()
-            || self.sequence.is_some()
-            || self.needs_ledger()
-            || self.on_conflict != OnConflict::Overwrite
+            || self.wants_ledger()
             || self.variables.iter().any(|variable| variable.operation.needs_value())
     }
 }

@@ -25,6 +25,7 @@ pub mod limiter;
 pub mod metrics;
 pub mod outcome;
 pub mod pipeline;
+pub mod redis_link;
 pub mod relay;
 pub mod retry;
 pub mod sandbox;

@@ -1,1 +1,31 @@
+//! The promises, one file each, kept against the real RabbitMQ and Redis by the real binary as a real process.
+//!
+//! The vocabulary is in `world` and its rooms; a promise reads as what a producer, a subscriber, an operator or
+//! another writer does and sees. Nothing sleeps: a test waits for facts, with a limit ([`world::eventually`]).
+//!
+//! `TEST_SERVERS=containers` runs all of it against containers instead of the machine's own servers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails; the lints cannot tell the harness from production code"
+)]
 
+mod support;
+mod world;
+
+mod applies_a_job;
+mod broker;
+mod delivers_webhooks;
+mod drains_on_sigterm;
+mod exactly_once_under_kill;
+mod folds_and_orders;
+mod foreign_clients;
+mod goes_on_without_redis;
+mod holds_the_hash_chain;
+mod rejects_bad_input;
+mod replays_dead_letters;
+mod resolves_conflicts;
+mod settings_are_explained;
+mod starts_without_services;
+mod topology_differs;
+mod unroutable_waits;

@@ -1,0 +1,238 @@
+//! Consuming with manual settlement.
+//!
+//! Rules:
+//! - A [`Receipt`] is settled once, by value. One that is dropped unsettled gives its message back: a lost
+//!   receipt would otherwise hold it, and a place of the prefetch window, until the channel ends.
+//! - [`Subscription::cancel`] stops the intake and keeps the channel, so that what is held can still be settled.
+//!   What the broker had sent before comes out of [`Subscription::next`], then `None`.
+//! - A stream knows no way back: `give_back` on a message of a stream acks it (a nack would end the whole
+//!   connection).
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{Channel, Consumer};
+
+use super::message::header;
+use super::{Broker, Message};
+
+/// How a queue or stream is consumed.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Messages held at the same time, at least 1.
+    pub prefetch: u16,
+    /// Start of the consumer's name in RabbitMQ's tools.
+    pub tag: String,
+    /// For a stream: where to begin.
+    pub from: Option<Offset>,
+}
+
+/// Where to begin in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offset {
+    /// With the oldest message that is kept.
+    First,
+    /// With the last chunk of messages.
+    Last,
+    /// With what comes from now on.
+    Next,
+    /// With this message.
+    At(u64),
+    /// With the chunk of this time (to the second).
+    Since(Timestamp),
+}
+
+/// Subscribes to a queue on a channel of its own. Waits for a connection.
+///
+/// # Errors
+/// What the broker said: a queue that is not there, no permission, a connection that broke.
+pub async fn subscribe(broker: &Broker, queue: &str, options: Options) -> lapin::Result<Subscription> {
+    let connection = broker.connection().await;
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
+    let mut arguments = FieldTable::default();
+    if let Some(offset) = options.from {
+        arguments.insert(ShortString::from("x-stream-offset"), offset.into_value());
+    }
+    let tag = format!("{:.60}.{}", options.tag, uuid::Uuid::new_v4().simple());
+    // A queue's name was declared by us or typed by an operator: 255 bytes are the protocol's limit.
+    let queue = ShortString::try_new(queue).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let consumer = channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), arguments).await?;
+    Ok(Subscription { channel: Arc::new(channel), consumer, stream: options.from.is_some() })
+}
+
+/// What comes from one queue.
+#[derive(Debug)]
+pub struct Subscription {
+    channel: Arc<Channel>,
+    consumer: Consumer,
+    stream: bool,
+}
+
+impl Subscription {
+    /// The next message; `None` when the channel is gone or the subscription was cancelled, by us or by the
+    /// broker (the queue was deleted). May be dropped while it waits: nothing is lost.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        match self.consumer.next().await? {
+            Ok(delivery) => Some(Incoming::new(delivery, &self.channel, self.stream)),
+            Err(error) => {
+                tracing::debug!(%error, queue = %self.consumer.queue(), "the subscription ended");
+                None
+            }
+        }
+    }
+
+    /// Stops the intake. Messages that are held, and those that `next` still gives, can be settled.
+    pub async fn cancel(&self) {
+        // On a channel that is gone there is nothing left to cancel.
+        let _ = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await;
+    }
+
+    /// Whether the channel lives.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.channel.status().connected()
+    }
+}
+
+/// A message that came, and the duty to settle it.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The message.
+    pub message: Message,
+    /// The exchange that it was published to; empty for the default one.
+    pub exchange: String,
+    /// The routing key that it was published with.
+    pub routing_key: String,
+    /// Whether it was delivered before, to us or to another.
+    pub redelivered: bool,
+    /// The duty to settle it.
+    pub receipt: Receipt,
+}
+
+impl Incoming {
+    fn new(mut delivery: Delivery, channel: &Arc<Channel>, stream: bool) -> Self {
+        let body = std::mem::take(&mut delivery.data);
+        Self {
+            message: Message::from_parts(body, std::mem::take(&mut delivery.properties)),
+            exchange: std::mem::take(&mut delivery.exchange).into(),
+            routing_key: std::mem::take(&mut delivery.routing_key).into(),
+            redelivered: delivery.redelivered,
+            receipt: Receipt { held: Some(delivery), channel: Arc::clone(channel), stream },
+        }
+    }
+
+    /// How often the broker says that it came back; what counts differs between versions of RabbitMQ.
+    #[must_use]
+    pub fn delivery_count(&self) -> Option<u64> {
+        self.message.integer(header::DELIVERY_COUNT)
+    }
+
+    /// Done with it: the broker forgets it.
+    ///
+    /// # Errors
+    /// The channel is gone; the message will come again.
+    pub async fn ack(self) -> Result<(), SettleError> {
+        self.receipt.ack().await
+    }
+
+    /// Back to its queue.
+    ///
+    /// # Errors
+    /// The channel is gone; the message will come again.
+    pub async fn give_back(self) -> Result<(), SettleError> {
+        self.receipt.give_back().await
+    }
+}
+
+/// A message could not be settled: its channel is gone. The broker delivers it again.
+#[derive(Debug, thiserror::Error)]
+#[error("the channel of the message is gone; it will be delivered again")]
+pub struct SettleError(#[source] Option<lapin::Error>);
+
+/// The duty to settle one message.
+#[derive(Debug)]
+pub struct Receipt {
+    /// What is left of the delivery settles it (lapin gives its handle no name).
+    held: Option<Delivery>,
+    /// Keeps the channel open while its messages are held.
+    channel: Arc<Channel>,
+    stream: bool,
+}
+
+impl Receipt {
+    /// See [`Incoming::ack`].
+    ///
+    /// # Errors
+    /// The channel is gone; the message will come again.
+    pub async fn ack(mut self) -> Result<(), SettleError> {
+        match self.held.take() {
+            Some(held) => check(held.ack(BasicAckOptions::default()).await),
+            None => Ok(()),
+        }
+    }
+
+    /// See [`Incoming::give_back`].
+    ///
+    /// # Errors
+    /// The channel is gone; the message will come again.
+    pub async fn give_back(mut self) -> Result<(), SettleError> {
+        match self.held.take() {
+            Some(held) => give_back(&held, self.stream).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the channel lives, so that settling can succeed.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.usable())
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take().filter(|held| held.usable()) else { return };
+        let (channel, stream) = (Arc::clone(&self.channel), self.stream);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // A channel that is gone gives everything back by itself.
+                let _ = give_back(&held, stream).await;
+                drop(channel);
+            });
+        }
+    }
+}
+
+async fn give_back(held: &Delivery, stream: bool) -> Result<(), SettleError> {
+    if stream {
+        check(held.ack(BasicAckOptions::default()).await)
+    } else {
+        // lapin's default does not requeue.
+        check(held.nack(BasicNackOptions { multiple: false, requeue: true }).await)
+    }
+}
+
+fn check(settled: lapin::Result<bool>) -> Result<(), SettleError> {
+    match settled {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(SettleError(None)),
+        Err(error) => Err(SettleError(Some(error))),
+    }
+}
+
+impl Offset {
+    fn into_value(self) -> AMQPValue {
+        match self {
+            Self::First => AMQPValue::LongString(LongString::from("first")),
+            Self::Last => AMQPValue::LongString(LongString::from("last")),
+            Self::Next => AMQPValue::LongString(LongString::from("next")),
+            Self::At(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
+            Self::Since(time) => AMQPValue::Timestamp(u64::try_from(time.as_second()).unwrap_or(0)),
+        }
+    }
+}

@@ -1,0 +1,382 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::config::Config;
+use crate::pipeline::validate::{Source, validate};
+
+fn bot(more: &str) -> Bot {
+    let settings = format!(
+        "[bots.default]\nbase_url = \"https://bot.example.com\"\nclient_id = \"id\"\nclient_secret = \"s\"\n{more}\n"
+    );
+    Config::parse(&settings, []).unwrap().bots.remove("default").unwrap()
+}
+
+fn now() -> Timestamp {
+    "2026-11-23T10:00:00Z".parse().unwrap()
+}
+
+fn job(id: &str, more: Value) -> Job {
+    let mut body = json!({"job_id": id, "conversation_id": "conv_1"});
+    for (name, value) in more.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    let body = body.to_string();
+    let source = Source {
+        body: body.as_bytes(),
+        message_id: None,
+        content_encoding: None,
+        published: None,
+        first_seen: now(),
+        now: now(),
+    };
+    validate(&bot(""), Duration::from_secs(900), &source).unwrap()
+}
+
+fn write(id: &str, key: &str, variable: Value) -> Job {
+    job(id, json!({"variables": {key: variable}}))
+}
+
+fn increment(id: &str, by: i64) -> Job {
+    write(id, "n", json!({"op": "increment", "by": by}))
+}
+
+fn candidate(job: &Job) -> Candidate<'_> {
+    Candidate {
+        job,
+        mark: Mark::of_job("default", &job.conversation, &job.id),
+        generation: 0,
+        suspect: false,
+        published: None,
+        witness: Witness::Nothing,
+        tried_without_entry: false,
+    }
+}
+
+fn suspect(job: &Job) -> Candidate<'_> {
+    Candidate { suspect: true, ..candidate(job) }
+}
+
+fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
+    let mut all: Variables = variables
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(key, value)| (Name::new(Scope::Conversation, key), value.clone()))
+        .collect();
+    if !ledger.is_empty() {
+        all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value());
+    }
+    Snapshot::read(Some(Version::new(version)), all, "_injection_ledger", None)
+}
+
+fn plan_on(snapshot: &Snapshot, base: Option<&Snapshot>, batch: &[Candidate<'_>]) -> Plan {
+    let bot = bot("");
+    let base = base.and_then(Snapshot::variables).map(|variables| &**variables);
+    let ground = Ground { bot: &bot, snapshot, base, backfill: &[], now: now() };
+    plan(ground, batch, MAX_BATCH, None)
+}
+
+/// The conversation after the plan's PATCH.
+fn after(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
+    let mut all = (**snapshot.variables().unwrap()).clone();
+    if let Contents::Full { ledger: Ok(ledger), .. } = &snapshot.contents
+        && !ledger.is_empty()
+    {
+        all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value());
+    }
+    for change in &plan.changes {
+        match &change.value {
+            Some(value) => all.insert(change.name.clone(), value.clone()),
+            None => all.remove(&change.name),
+        };
+    }
+    let version = snapshot.version.as_ref().unwrap().as_str().parse::<u64>().unwrap();
+    let version = version + u64::from(plan.body.is_some());
+    Snapshot::read(Some(Version::new(version.to_string())), all, "_injection_ledger", None)
+}
+
+fn code(fate: &Fate) -> Reason {
+    match fate {
+        Fate::Refused(rejection) | Fate::Unknown(rejection) | Fate::RefusedBefore(rejection) => rejection.code,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn applied(fate: &Fate) -> &Applied {
+    match fate {
+        Fate::Applies(applied) => applied,
+        other => panic!("not applied: {other:?}"),
+    }
+}
+
+#[test]
+fn a_batch_is_one_request_with_one_entry_a_job() {
+    let snapshot = state("41", json!({"n": 1}), &Ledger::default());
+    let jobs = [increment("a", 2), increment("b", 3), write("c", "t", json!({"template": "n is {{n}}"}))];
+    let plan = plan_on(&snapshot, None, &jobs.iter().map(candidate).collect::<Vec<_>>());
+    let after = after(&snapshot, &plan);
+    assert_eq!(after.variables().unwrap()[&Name::new(Scope::Conversation, "n")], json!(6));
+    assert_eq!(after.variables().unwrap()[&Name::new(Scope::Conversation, "t")], json!("n is 6"));
+    assert_eq!(plan.ledger.unwrap().len(), 3);
+    let again = plan_on(&after, None, &jobs.iter().map(suspect).collect::<Vec<_>>());
+    assert!(again.fates.iter().all(|fate| *fate == Fate::Repeat) && again.body.is_none());
+}
+
+#[test]
+fn plain_sets_need_no_ledger_and_no_state() {
+    let snapshot =
+        Snapshot { version: Some(Version::new("7")), contents: Contents::VersionOnly, fresh: false, reset: false };
+    let jobs = [write("a", "k", json!({"value": 1})), write("b", "gone", json!({"value": null}))];
+    let batch = jobs.iter().map(candidate).collect::<Vec<_>>();
+    assert!(!needs_state(&bot(""), &batch));
+    let plan = plan_on(&snapshot, None, &batch);
+    assert_eq!(plan.changes.len(), 2);
+    assert!(plan.ledger.is_none());
+    assert!(needs_state(&bot("ledger = \"always\""), &batch));
+    assert!(needs_state(&bot(""), &[suspect(&jobs[0])]));
+}
+
+#[test]
+fn a_job_that_cannot_be_folded_ends_alone_and_leaves_nothing() {
+    let snapshot = state("1", json!({"n": 1, "text": "x"}), &Ledger::default());
+    let bad = job("bad", json!({"variables": {"n": {"op": "increment", "by": 100}, "text": {"op": "increment"}}}));
+    let jobs = [increment("a", 1), bad, increment("c", 1)];
+    let plan = plan_on(&snapshot, None, &jobs.iter().map(candidate).collect::<Vec<_>>());
+    assert_eq!(code(&plan.fates[1]), Reason::TypeMismatch);
+    assert_eq!(after(&snapshot, &plan).variables().unwrap()[&Name::new(Scope::Conversation, "n")], json!(3));
+}
+
+#[test]
+fn conflicts_are_judged_key_by_key() {
+    let base = state("1", json!({"mine": 1, "theirs": 1, "n": 1}), &Ledger::default());
+    let now = state("2", json!({"mine": 1, "theirs": 2, "n": 5}), &Ledger::default());
+    let variables = json!({"mine": {"value": 9}, "theirs": {"value": 9}, "n": {"op": "increment"}});
+    let with = |policy: &str| {
+        let job = job("j", json!({"variables": variables, "on_conflict": policy}));
+        let plan = plan_on(&now, Some(&base), &[candidate(&job)]);
+        (plan.fates[0].clone(), plan)
+    };
+    let results = |fate: &Fate| {
+        let keys = &applied(fate).keys;
+        keys.iter().map(|key| (key.name.key.clone(), key.result)).collect::<HashMap<_, _>>()
+    };
+    let (fate, _) = with("overwrite");
+    assert!(results(&fate).values().all(|result| *result == KeyResult::Written));
+    let (fate, plan) = with("keep_theirs");
+    assert_eq!(results(&fate)["theirs"], KeyResult::KeptTheirs);
+    assert_eq!(results(&fate)["mine"], KeyResult::Written);
+    let after = after(&now, &plan);
+    let value = |key: &str| after.variables().unwrap()[&Name::new(Scope::Conversation, key)].clone();
+    assert_eq!((value("theirs"), value("mine"), value("n")), (json!(2), json!(9), json!(6)));
+    let (fate, plan) = with("fail");
+    assert_eq!(code(&fate), Reason::Conflict);
+    assert!(plan.body.is_none());
+}
+
+#[test]
+fn what_is_already_so_is_no_conflict_and_no_request() {
+    let base = state("1", json!({"k": 1}), &Ledger::default());
+    let now = state("2", json!({"k": 2}), &Ledger::default());
+    let job = job("j", json!({"variables": {"k": {"value": 2.0}}, "on_conflict": "fail"}));
+    let plan = plan_on(&now, Some(&base), &[candidate(&job)]);
+    assert_eq!(applied(&plan.fates[0]).keys[0].result, KeyResult::Unchanged);
+    assert!(plan.holds(&now));
+    assert!(!plan.holds(&Snapshot { fresh: false, ..now }), "an older snapshot proves nothing");
+}
+
+#[test]
+fn a_set_never_replaces_one_with_a_higher_sequence() {
+    let snapshot = state("1", json!({}), &Ledger::default());
+    let set = |id: &str, sequence: u64, value: i32| {
+        job(id, json!({"variables": {"k": {"value": value}}, "sequence": sequence}))
+    };
+    let jobs = [set("a", 5, 50), set("b", 4, 40)];
+    let plan = plan_on(&snapshot, None, &jobs.iter().map(candidate).collect::<Vec<_>>());
+    assert_eq!(applied(&plan.fates[1]).keys[0].result, KeyResult::Superseded);
+    let after = after(&snapshot, &plan);
+    let late = set("c", 3, 30);
+    let plan = plan_on(&after, None, &[candidate(&late)]);
+    assert_eq!(applied(&plan.fates[0]).keys[0].result, KeyResult::Superseded);
+    assert!(plan.body.is_none());
+}
+
+#[test]
+fn a_base_version_is_the_producers_if_match() {
+    let snapshot = state("41", json!({}), &Ledger::default());
+    let with = |version: Value| {
+        let job = job("j", json!({"variables": {"k": {"value": 1}}, "base_version": version}));
+        plan_on(&snapshot, None, &[candidate(&job)]).fates[0].clone()
+    };
+    assert!(matches!(with(json!(41)), Fate::Applies(_)) && matches!(with(json!("\"41\"")), Fate::Applies(_)));
+    assert_eq!(code(&with(json!(40))), Reason::PreconditionFailed);
+}
+
+#[test]
+fn a_refusal_on_a_redelivery_leaves_a_tombstone_for_its_generation() {
+    let snapshot = state("1", json!({"n": "text"}), &Ledger::default());
+    let job = increment("a", 1);
+    let plan = plan_on(&snapshot, None, &[suspect(&job)]);
+    assert_eq!(code(&plan.fates[0]), Reason::TypeMismatch);
+    let after = after(&snapshot, &plan);
+    assert_eq!(after.version, Some(Version::new("2")), "the tombstone moves the version, so a late copy must fail");
+    let repaired = state("3", json!({"n": 1}), plan.ledger.as_ref().unwrap());
+    let again = plan_on(&repaired, None, &[suspect(&job)]);
+    assert!(matches!(&again.fates[0], Fate::RefusedBefore(rejection) if rejection.code == Reason::TypeMismatch));
+    let replayed = plan_on(&repaired, None, &[Candidate { generation: 1, ..suspect(&job) }]);
+    assert!(matches!(replayed.fates[0], Fate::Applies(_)));
+}
+
+#[test]
+fn a_plain_job_that_may_have_been_applied_is_never_called_refused() {
+    let snapshot = state("1", json!({}), &Ledger::default());
+    let mut late = write("a", "k", json!({"value": 1}));
+    late.deadline = "2026-11-23T09:00:00Z".parse().unwrap();
+    assert_eq!(code(&plan_on(&snapshot, None, &[suspect(&late)]).fates[0]), Reason::AmbiguousWrite);
+    assert_eq!(code(&plan_on(&snapshot, None, &[candidate(&late)]).fates[0]), Reason::Expired);
+}
+
+#[test]
+fn below_the_low_water_mark_absence_proves_nothing() {
+    let mut ledger = Ledger::default();
+    for number in 0..140 {
+        let id = JobIdOf(number).mark();
+        ledger.add_applied(id, &Version::new("1"), now());
+    }
+    ledger.to_value();
+    let snapshot = state("9", json!({}), &ledger);
+    let job = increment("late", 1);
+    let second = Duration::from_secs(1);
+    let fate = |candidate: Candidate<'_>| plan_on(&snapshot, None, &[candidate]).fates[0].clone();
+    assert!(matches!(fate(candidate(&job)), Fate::Applies(_)), "a first delivery without a time stamp is new");
+    assert_eq!(code(&fate(suspect(&job))), Reason::LedgerOverrun);
+    let published = |at| Candidate { published: Some(at), ..candidate(&job) };
+    assert_eq!(code(&fate(published(now()))), Reason::LedgerOverrun);
+    assert!(matches!(fate(published(now() + second)), Fate::Applies(_)));
+    let witnessed = |witness| Candidate { witness, ..published(now()) };
+    assert_eq!(fate(witnessed(Witness::Applied)), Fate::Repeat);
+    assert!(matches!(fate(witnessed(Witness::AbsentSince(now()))), Fate::Applies(_)));
+    assert_eq!(code(&fate(witnessed(Witness::AbsentSince(now() + second)))), Reason::LedgerOverrun);
+}
+
+struct JobIdOf(usize);
+
+impl JobIdOf {
+    fn mark(&self) -> Mark {
+        let job = increment(&format!("job-{}", self.0), 1);
+        Mark::of_job("default", &job.conversation, &job.id)
+    }
+}
+
+#[test]
+fn after_a_reset_only_first_deliveries_go_on() {
+    let snapshot = Snapshot { reset: true, ..state("1", json!({}), &Ledger::default()) };
+    let job = increment("a", 1);
+    assert_eq!(code(&plan_on(&snapshot, None, &[suspect(&job)]).fates[0]), Reason::ConversationReset);
+    assert!(matches!(plan_on(&snapshot, None, &[candidate(&job)]).fates[0], Fate::Applies(_)));
+}
+
+#[test]
+fn an_unreadable_ledger_stops_everything() {
+    let mut all = Variables::new();
+    all.insert(Name::new(Scope::Conversation, "_injection_ledger"), json!({"v": 99}));
+    let snapshot = Snapshot::read(Some(Version::new("1")), all, "_injection_ledger", None);
+    let job = increment("a", 1);
+    let plan = plan_on(&snapshot, None, &[candidate(&job)]);
+    assert_eq!(code(&plan.fates[0]), Reason::LedgerUnreadable);
+    assert!(plan.body.is_none());
+}
+
+#[test]
+fn jobs_without_an_entry_get_theirs_with_the_next_one_that_has() {
+    let snapshot = state("5", json!({}), &Ledger::default());
+    let earlier = write("plain", "n", json!({"value": 1}));
+    let backfill = [candidate(&earlier).mark];
+    let job = increment("a", 1);
+    let bot = bot("");
+    let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &backfill, now: now() };
+    let plan = plan(ground, &[candidate(&job)], MAX_BATCH, None);
+    let after = after(&snapshot, &plan);
+    assert_eq!(plan_on(&after, None, &[suspect(&earlier)]).fates[0], Fate::Repeat);
+}
+
+#[test]
+fn a_batch_ends_where_it_must() {
+    let plain = |id: &str, scope: &str| write(id, "k", json!({"value": 1, "scope": scope}));
+    let alone = job("alone", json!({"variables": {"z": {"value": 1}}, "coalesce": false}));
+    let len = |jobs: &[Job]| batch_len(jobs);
+    assert_eq!(len(&[plain("a", "user"), plain("b", "user"), plain("c", "session")]), 2);
+    assert_eq!(len(&[plain("a", "user"), alone.clone(), plain("c", "user")]), 1);
+    assert_eq!(len(&[alone, plain("c", "user")]), 1);
+    assert_eq!(len(&vec![plain("a", "user"); 100]), MAX_BATCH);
+    assert_eq!(len(&[]), 0);
+}
+
+#[test]
+fn a_body_over_the_limit_is_split_and_a_single_job_refused() {
+    let bot = bot("max_payload_bytes = 3000");
+    let snapshot = state("1", json!({}), &Ledger::default());
+    let jobs = (0..4)
+        .map(|n| write(&format!("j{n}"), &format!("k{n}"), json!({"value": "x".repeat(1_000)})))
+        .collect::<Vec<_>>();
+    let batch = jobs.iter().map(candidate).collect::<Vec<_>>();
+    let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &[], now: now() };
+    let split = plan(ground, &batch, MAX_BATCH, None);
+    assert_eq!(split.fates.len(), 2);
+    assert!(split.body.unwrap().len() <= 3_000);
+    let large = job("l", json!({"variables": {"a": {"value": "x".repeat(2_000)}, "b": {"value": "x".repeat(900)}}}));
+    let refused = plan(ground, &[candidate(&large)], MAX_BATCH, None);
+    assert_eq!(code(&refused.fates[0]), Reason::PayloadTooLarge);
+    assert!(refused.body.is_none());
+}
+
+fn any_job(number: usize) -> impl Strategy<Value = Value> {
+    let key = prop_oneof![Just("a"), Just("b"), Just("c")];
+    let variable = prop_oneof![
+        (-5i64..5).prop_map(|value| json!({"value": value})),
+        (-5i64..5).prop_map(|by| json!({"op": "increment", "by": by, "max": 8})),
+        (0i64..3).prop_map(|item| json!({"op": "append", "value": item, "max_items": 3})),
+        (0i64..3).prop_map(|item| json!({"op": "add_to_set", "value": item})),
+        (0i64..3).prop_map(|item| json!({"op": "remove", "value": item})),
+        Just(json!({"op": "delete"})),
+        (0i64..9).prop_map(|value| json!({"op": "max", "value": value})),
+        (0i64..9).prop_map(|value| json!({"op": "set_if_absent", "value": value})),
+        Just(json!({"template": "{{a}}-{{b}}"})),
+        Just(json!({"op": "compare_set", "expected": 3, "value": 4})),
+    ];
+    proptest::collection::btree_map(key, variable, 1..3)
+        .prop_map(move |variables| json!({"job_id": format!("job-{number}"), "variables": variables}))
+}
+
+proptest! {
+    /// Folding a batch is applying its jobs one by one; doing it all again changes nothing.
+    #[test]
+    fn a_batch_is_its_jobs_one_by_one(jobs in (0usize..8).prop_flat_map(|n| (0..n).map(any_job).collect::<Vec<_>>()), start in 0i64..4) {
+        let jobs = jobs.into_iter().map(|body| {
+            let id = body["job_id"].as_str().unwrap().to_owned();
+            job(&id, body)
+        }).collect::<Vec<_>>();
+        let begin = state("1", json!({"a": start}), &Ledger::default());
+        let together = plan_on(&begin, None, &jobs.iter().map(candidate).collect::<Vec<_>>());
+        prop_assert_eq!(together.fates.len(), jobs.len());
+        let folded = after(&begin, &together);
+
+        let mut one_by_one = begin.clone();
+        for (job, fate) in jobs.iter().zip(&together.fates) {
+            let single = plan_on(&one_by_one, None, &[candidate(job)]);
+            prop_assert_eq!(std::mem::discriminant(&single.fates[0]), std::mem::discriminant(fate));
+            one_by_one = after(&one_by_one, &single);
+        }
+        prop_assert_eq!(one_by_one.variables(), folded.variables());
+
+        let repeated = plan_on(&folded, None, &jobs.iter().map(candidate).collect::<Vec<_>>());
+        for (fate, before) in repeated.fates.iter().zip(&together.fates) {
+            if matches!(before, Fate::Applies(applied) if applied.recorded) {
+                prop_assert_eq!(fate, &Fate::Repeat);
+            }
+        }
+    }
+}
