@@ -172,7 +172,9 @@ fn apply_later(exchange: Arc<Exchange>, wish: Wish, wait: Duration) {
     platform.tasks.spawn(async move {
         tokio::select! {
             () = exchange.platform.stop.cancelled() => {}
-            () = sleep(wait) => drop(apply(&exchange, &wish, true)),
+            () = sleep(wait) => if apply(&exchange, &wish, true).is_err() {
+                exchange.late_refused();
+            },
         }
     });
 }

@@ -128,7 +128,9 @@ fn apply_later(exchange: Arc<Exchange>, id: String, changes: Vec<Change>) {
     platform.tasks.spawn(async move {
         tokio::select! {
             () = exchange.platform.stop.cancelled() => {}
-            () = sleep(wait) => drop(apply(&exchange, &id, &changes, true)),
+            () = sleep(wait) => if apply(&exchange, &id, &changes, true).is_err() {
+                exchange.late_refused();
+            },
         }
     });
 }

@@ -54,7 +54,7 @@ pub struct Entry {
     /// What changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Changed>,
-    /// Applied some time after its request was answered or given up.
+    /// Applied, or tried and refused, some time after its request was answered or given up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub late: bool,
     /// The faults that were injected into the request.
