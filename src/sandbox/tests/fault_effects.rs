@@ -84,7 +84,7 @@ async fn a_hanging_request_ends_when_its_client_gives_up() {
 
 #[tokio::test]
 async fn a_slow_write_is_applied_though_its_client_gave_up() {
-    let faults = Faults::none().parameters(|parameters| parameters.latency_ms = [300, 300]);
+    let faults = Faults::none().parameters(|parameters| parameters.latency_ms = [1_000, 1_000]);
     let (sandbox, client) = sandbox(with_faults(faults)).await;
     give_up(&client, || sandbox.stats().in_flight == 1).await;
     until("it is applied", || state(&sandbox) == (Some(json!(1)), 2)).await;

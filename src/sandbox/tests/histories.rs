@@ -90,6 +90,8 @@ async fn a_full_history_drops_its_oldest_entries_and_counts_them() {
     let entries = sandbox.history();
     assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [8, 9, 10]);
     assert_eq!(sandbox.stats().history_dropped, 7);
+    assert!(fold(&entries).is_err());
+    sandbox.check_history().unwrap();
     assert_eq!(sandbox.history_after(9, 10).0.len(), 1);
     let (none, next) = sandbox.history_after(99, 10);
     assert_eq!((none.len(), next), (0, 99));
