@@ -124,7 +124,7 @@ fn plan_jobs(plan: &mut Plan, config: &Config, names: &Names) {
 fn plan_webhooks(plan: &mut Plan, config: &Config, names: &Names) {
     plan_endpoints(plan, config, names);
     plan.browsed(names.webhooks_dead());
-    for delay in rungs(&config.relay.retry_schedule) {
+    for delay in crate::relay::schedule::Schedule::new(&config.relay.retry_schedule).delays() {
         plan.rung(names.webhooks_retry(delay), delay, &names.webhooks());
     }
 }

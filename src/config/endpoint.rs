@@ -38,6 +38,8 @@ pub struct Endpoint {
     pub retry_client_errors: bool,
     /// Deliveries per second; 0 is no limit.
     pub requests_per_second: u32,
+    /// Whether the first bytes of unsuccessful answers are recorded.
+    pub record_answers: bool,
     /// Headers sent with every delivery.
     pub headers: BTreeMap<String, SecretString>,
 }
@@ -69,11 +71,17 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Endpoint {
         max_in_flight: u16::try_from(section.integer("max_in_flight", 1..=1_000)).unwrap_or(1_000),
         retry_client_errors: section.boolean("retry_client_errors"),
         requests_per_second: section.integer("requests_per_second", 0..=100_000),
+        record_answers: section.boolean("record_answers"),
         headers: section.secret_map("headers"),
     };
     if endpoint.url.expose().starts_with("http://") && !endpoint.allow_http {
         let host = show_host(endpoint.url.expose());
         section.problem("url", format!("{host}/… begins with http://; use https:// or set allow_http = true"));
+    }
+    for (name, value) in &endpoint.headers {
+        if let Err(error) = crate::relay::headers::parse(name, value) {
+            section.problem(&format!("headers.{name}"), error.to_string());
+        }
     }
     for pattern in &endpoint.events {
         if let Err(text) = check_pattern(pattern) {

@@ -23,6 +23,7 @@ mod foreign_clients;
 mod goes_on_without_redis;
 mod holds_the_hash_chain;
 mod rejects_bad_input;
+mod relay;
 mod replays_dead_letters;
 mod resolves_conflicts;
 mod settings_are_explained;

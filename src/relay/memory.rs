@@ -1,0 +1,176 @@
+//! What outlives the process, in Redis: which endpoints are disabled, and how their breakers stand.
+//!
+//! Redis is a memory, not a judge: without it the relay goes on with what it knows itself. A `410` is then learnt
+//! again after a restart, a broken receiver after five failures. An operator's `endpoints disable` and `enable`
+//! are entries here too, which running relays follow within [`FOLLOW_EVERY`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands as _, RedisResult};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::breaker::Saved;
+use super::gate::{Disabled, Followed, Gate};
+use crate::config;
+
+/// How often running relays look.
+pub const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+/// One command, connecting included.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The gates of all endpoints by name.
+pub type Gates = HashMap<String, Arc<Gate>>;
+
+/// Redis, as far as the relay uses it. Clones share the connection.
+#[derive(Clone)]
+pub struct Memory {
+    redis: ConnectionManager,
+    prefix: String,
+}
+
+impl Memory {
+    /// Prepares a connection, which is made when it is first used.
+    ///
+    /// # Errors
+    /// The address cannot be used.
+    pub fn new(config: &config::Redis) -> RedisResult<Self> {
+        let client = redis::Client::open(config.url.expose())?;
+        let settings = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_connection_timeout(Some(TIMEOUT))
+            .set_response_timeout(Some(TIMEOUT));
+        let redis = ConnectionManager::new_lazy_with_config(client, settings)?;
+        Ok(Self { redis, prefix: config.prefix.clone() })
+    }
+
+    /// The connection, for what else the relay keeps.
+    #[must_use]
+    pub fn redis(&self) -> ConnectionManager {
+        self.redis.clone()
+    }
+
+    /// Name of a key.
+    #[must_use]
+    pub fn key(&self, rest: &str) -> String {
+        format!("{}:relay:{rest}", self.prefix)
+    }
+
+    /// The disabled endpoints.
+    ///
+    /// # Errors
+    /// Redis cannot be asked.
+    pub async fn disabled(&self) -> RedisResult<HashMap<String, Disabled>> {
+        self.table("disabled").await
+    }
+
+    /// The breakers that are not simply closed.
+    ///
+    /// # Errors
+    /// Redis cannot be asked.
+    pub async fn breakers(&self) -> RedisResult<HashMap<String, Saved>> {
+        self.table("breakers").await
+    }
+
+    /// Remembers that an endpoint is disabled.
+    ///
+    /// # Errors
+    /// Redis cannot be told.
+    pub async fn disable(&self, endpoint: &str, disabled: &Disabled) -> RedisResult<()> {
+        self.put("disabled", endpoint, disabled).await
+    }
+
+    /// Forgets that an endpoint is disabled, and what its breaker knew. Whether it was disabled.
+    ///
+    /// # Errors
+    /// Redis cannot be told.
+    pub async fn enable(&self, endpoint: &str) -> RedisResult<bool> {
+        let mut redis = self.redis.clone();
+        let removed: u32 = redis.hdel(self.key("disabled"), endpoint).await?;
+        let _: () = redis.hdel(self.key("breakers"), endpoint).await?;
+        Ok(removed > 0)
+    }
+
+    async fn save_breaker(&self, endpoint: &str, saved: &Saved) -> RedisResult<()> {
+        if saved.openings > 0 {
+            return self.put("breakers", endpoint, saved).await;
+        }
+        self.redis.clone().hdel(self.key("breakers"), endpoint).await
+    }
+
+    async fn put(&self, table: &str, endpoint: &str, value: &impl Serialize) -> RedisResult<()> {
+        let text = serde_json::to_string(value).map_err(|error| std::io::Error::other(error.to_string()))?;
+        self.redis.clone().hset(self.key(table), endpoint, text).await
+    }
+
+    /// Entries that cannot be read count as absent: another version may have written them.
+    async fn table<T: DeserializeOwned>(&self, table: &str) -> RedisResult<HashMap<String, T>> {
+        let found: HashMap<String, String> = self.redis.clone().hgetall(self.key(table)).await?;
+        Ok(found.into_iter().filter_map(|(name, text)| Some((name, serde_json::from_str(&text).ok()?))).collect())
+    }
+
+    /// Takes over what earlier processes knew, before the first event is taken.
+    pub async fn restore(&self, gates: &Gates) {
+        let (now, now_ms) = (Instant::now(), Timestamp::now().as_millisecond());
+        match self.breakers().await {
+            Ok(breakers) => {
+                for (gate, saved) in breakers.iter().filter_map(|(name, saved)| Some((gates.get(name)?, saved))) {
+                    gate.restore(*saved, now, now_ms);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "Redis cannot be asked: breakers begin closed"),
+        }
+        // What fails here is tried and told again by `follow`.
+        let _ = self.follow_once(gates).await;
+    }
+
+    /// Follows orders and saves breakers until `stop`.
+    pub async fn follow(self, gates: Gates, stop: CancellationToken) {
+        let mut away = false;
+        let mut ticks = tokio::time::interval(FOLLOW_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let outcome = self.follow_once(&gates).await;
+            match (&outcome, away) {
+                (Err(error), false) => {
+                    tracing::warn!(%error, "Redis is away: endpoints are remembered by this process alone");
+                }
+                (Ok(()), true) => tracing::info!("Redis is back"),
+                _ => {}
+            }
+            away = outcome.is_err();
+        }
+        // The last state, for the next process.
+        let _ = self.follow_once(&gates).await;
+    }
+
+    async fn follow_once(&self, gates: &Gates) -> RedisResult<()> {
+        let (now, now_ms) = (Instant::now(), Timestamp::now().as_millisecond());
+        for (name, gate) in gates {
+            if let Some(disabled) = gate.untold() {
+                self.disable(name, &disabled).await?;
+                gate.told();
+            }
+            if let Some(saved) = gate.unsaved(now, now_ms) {
+                self.save_breaker(name, &saved).await?;
+                gate.saved(saved);
+            }
+        }
+        let mut disabled = self.disabled().await?;
+        for (endpoint, gate) in gates {
+            match gate.follow(disabled.remove(endpoint)) {
+                Some(Followed::Disabled(Disabled { reason, .. })) => {
+                    tracing::warn!(endpoint, reason, "the endpoint is disabled; its events wait in its queue");
+                }
+                Some(Followed::Enabled) => tracing::info!(endpoint, "the endpoint is enabled again"),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
