@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::job::{ConversationId, Version};
+use crate::ladder;
 use crate::redis_link::{Away, RedisLink};
 
 /// How long a lease holds.
@@ -35,13 +36,14 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How long the version record is kept, in milliseconds.
 const KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// Keys: lease, version record. Arguments: token, milliseconds. Returns {1 if it is ours now, version or nil}.
+/// Keys: lease, version record, retry line. Arguments: token, milliseconds. Returns {1 if it is ours now, 1 if
+/// somebody is in line, version or nil}.
 static ACQUIRE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local ours = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
 if not ours and redis.call('GET', KEYS[1]) == ARGV[1] then ours = redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return {ours and 1 or 0, redis.call('GET', KEYS[2])}
+return {ours and 1 or 0, redis.call('EXISTS', KEYS[3]), redis.call('GET', KEYS[2])}
 ",
     )
 });
@@ -106,9 +108,11 @@ pub struct ConversationLease {
     link: Arc<RedisLink>,
     lease_key: String,
     version_key: String,
+    line_key: String,
     token: String,
     hold: Hold,
     recorded: Option<Version>,
+    sees_a_line: bool,
     waited: Duration,
     lost: Arc<AtomicBool>,
     renewing: Option<AbortHandle>,
@@ -127,18 +131,20 @@ pub async fn acquire(
         link: Arc::clone(link),
         lease_key: link.key("lease", &tag),
         version_key: link.key("version", &tag),
+        line_key: ladder::line_key(link, &tag),
         token: Uuid::new_v4().simple().to_string(),
         hold: Hold::RedisAway,
         recorded: None,
+        sees_a_line: false,
         waited: Duration::ZERO,
         lost: Arc::default(),
         renewing: None,
     };
     loop {
-        let (hold, recorded) = match lease.ask().await {
-            Err(Away) => (Hold::RedisAway, None),
-            Ok((1, recorded)) => (Hold::Held, recorded),
-            Ok((_, recorded)) => (Hold::HeldByAnother, recorded),
+        let (hold, sees_a_line, recorded) = match lease.ask().await {
+            Err(Away) => (Hold::RedisAway, false, None),
+            Ok((1, line, recorded)) => (Hold::Held, line, recorded),
+            Ok((_, line, recorded)) => (Hold::HeldByAnother, line, recorded),
         };
         let waits = contention == Contention::WaitOut || asked.elapsed() < PATIENCE;
         if hold == Hold::HeldByAnother && waits {
@@ -147,6 +153,7 @@ pub async fn acquire(
         }
         lease.hold = hold;
         lease.recorded = recorded.map(Version::new);
+        lease.sees_a_line = sees_a_line;
         lease.waited = asked.elapsed();
         if hold == Hold::Held {
             lease.renewing = Some(tokio::spawn(lease.renewal().run()).abort_handle());
@@ -174,6 +181,12 @@ impl ConversationLease {
         self.recorded.as_ref()
     }
 
+    /// Whether jobs of the conversation are in line on the retry ladder, as far as Redis tells
+    /// ([`crate::ladder::Ladder::concerns`]).
+    pub(crate) fn sees_a_line(&self) -> bool {
+        self.sees_a_line
+    }
+
     /// Whether a lease that was held has been found to be another's since.
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -197,9 +210,9 @@ impl ConversationLease {
         let _ = self.link.call::<i64>(&script).await;
     }
 
-    async fn ask(&self) -> Result<(i64, Option<String>), Away> {
+    async fn ask(&self) -> Result<(i64, bool, Option<String>), Away> {
         let mut script = ACQUIRE.key(&self.lease_key);
-        script.key(&self.version_key).arg(&self.token).arg(milliseconds(HOLDS));
+        script.key(&self.version_key).key(&self.line_key).arg(&self.token).arg(milliseconds(HOLDS));
         self.link.call(&script).await
     }
 

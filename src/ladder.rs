@@ -1,0 +1,278 @@
+//! Who waits on the retry ladder, per conversation, so that later jobs do not overtake earlier ones.
+//!
+//! A job that goes to a rung takes a *place* in its conversation's line and keeps it, from rung to rung, until it
+//! is stepped off. A job may be worked on if nobody is before it in the line; otherwise it follows the one right
+//! before it onto the same rung, where order is first in, first out. A job has one place, by its id, so that a
+//! worker that dies between taking the place and publishing leaves nothing behind that the redelivered job would
+//! wait for.
+//!
+//! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
+//! Redis is away. What was taken during an outage counts beside Redis' line until it expires.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redis::Script;
+
+use crate::job::{ConversationId, JobId};
+use crate::lease::ConversationLease;
+use crate::redis_link::RedisLink;
+
+/// How long a place outlasts its rung: the job may have to wait behind others, or for the bot.
+const SLACK: Duration = Duration::from_secs(600);
+/// Most conversations that are remembered here.
+const MAX_REMEMBERED: usize = 50_000;
+
+/// Keys: line (job → order), places (job → end:rung). Argument: job. Returns {its order or 0, order of the one
+/// before it or 0, rung of that}.
+static STANDING: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local t = redis.call('TIME')
+local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+local own = redis.call('ZSCORE', KEYS[1], ARGV[1])
+local below = own and ('(' .. own) or '+inf'
+while true do
+  local before = redis.call('ZREVRANGEBYSCORE', KEYS[1], below, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  if #before == 0 then return {own or '0', '0', 0} end
+  local ends, rung = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+)$')
+  if ends and tonumber(ends) > now then return {own or '0', before[2], tonumber(rung)} end
+  redis.call('ZREM', KEYS[1], before[1])
+  redis.call('HDEL', KEYS[2], before[1])
+end
+",
+    )
+});
+
+/// Keys: line, places. Arguments: job, rung, milliseconds, order that it has already or 0. Returns its order.
+static CLIMB: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local t = redis.call('TIME')
+local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+local order = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not order then
+  order = tonumber(ARGV[4])
+  if order == 0 then
+    local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+    order = math.max(tonumber(t[1]) * 1000000 + tonumber(t[2]), (tonumber(last[2] or '0')) + 1)
+  end
+  order = string.format('%.0f', order)
+  redis.call('ZADD', KEYS[1], order, ARGV[1])
+end
+redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f:%s', now + tonumber(ARGV[3]), ARGV[2]))
+for i = 1, 2 do
+  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
+end
+return order
+",
+    )
+});
+
+/// Keys: line, places. Argument: job.
+static STEP_OFF: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+redis.call('HDEL', KEYS[2], ARGV[1])
+return redis.call('ZREM', KEYS[1], ARGV[1])
+",
+    )
+});
+
+/// The lines of all conversations.
+#[derive(Debug)]
+pub struct Ladder {
+    link: Arc<RedisLink>,
+    remembered: Mutex<HashMap<String, Line>>,
+}
+
+impl Ladder {
+    /// The lines, empty as far as this worker remembers.
+    #[must_use]
+    pub fn new(link: Arc<RedisLink>) -> Self {
+        Self { link, remembered: Mutex::default() }
+    }
+
+    /// Whether anybody of the conversation may be in line, so that [`Self::standing`] is worth its round trip.
+    #[must_use]
+    pub fn concerns(&self, bot: &str, conversation: &ConversationId, lease: &ConversationLease) -> bool {
+        lease.sees_a_line()
+            || self.remembered().get(&tag(bot, conversation)).is_some_and(|line| !line.places.is_empty())
+    }
+
+    /// The rung that a job must follow onto; `None`: nobody is before it.
+    pub async fn standing(&self, bot: &str, conversation: &ConversationId, job: &JobId) -> Option<usize> {
+        let tag = tag(bot, conversation);
+        let mut script = STANDING.key(line_key(&self.link, &tag));
+        script.key(self.link.key("places", &tag)).arg(job.as_str());
+        let shared = self.link.call::<(String, String, usize)>(&script).await.ok();
+        let mut remembered = self.remembered();
+        let line = remembered.get_mut(&tag);
+        let now = now();
+        let Some((own, before, rung)) = shared else {
+            return line.and_then(|line| line.before(job, None, now, false)).map(|(_, rung)| rung);
+        };
+        let order = |text: String| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
+        let own = order(own);
+        let unshared = line.and_then(|line| line.before(job, own, now, true));
+        let shared = order(before).map(|before| (before, rung));
+        unshared.max(shared).map(|(_, rung)| rung)
+    }
+
+    /// Takes a place in line, or keeps the one that the job has, for a stay of that length on that rung.
+    pub async fn climb(&self, bot: &str, conversation: &ConversationId, job: &JobId, rung: usize, stay: Duration) {
+        let tag = tag(bot, conversation);
+        let lasts = stay + SLACK;
+        let own = self.remembered().get(&tag).and_then(|line| line.places.get(job)).map_or(0, |place| place.order);
+        let mut script = CLIMB.key(line_key(&self.link, &tag));
+        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        script.key(self.link.key("places", &tag)).arg(job.as_str()).arg(rung).arg(lasts_ms).arg(own);
+        let shared = self.link.call::<f64>(&script).await.ok().map(micros);
+        let now = now();
+        let mut remembered = self.remembered();
+        if remembered.len() >= MAX_REMEMBERED {
+            remembered.retain(|_, line| line.is_used(now));
+        }
+        if remembered.len() < MAX_REMEMBERED || remembered.contains_key(&tag) {
+            remembered.entry(tag).or_default().take(job, shared, rung, now, lasts);
+        }
+    }
+
+    /// Gives the place back: the job is worked on, or done with.
+    pub async fn step_off(&self, bot: &str, conversation: &ConversationId, job: &JobId) {
+        let tag = tag(bot, conversation);
+        let mut script = STEP_OFF.key(line_key(&self.link, &tag));
+        script.key(self.link.key("places", &tag)).arg(job.as_str());
+        // Without Redis the place expires.
+        let _ = self.link.call::<i64>(&script).await;
+        let mut remembered = self.remembered();
+        if let Some(line) = remembered.get_mut(&tag) {
+            line.places.remove(job);
+            if line.places.is_empty() {
+                remembered.remove(&tag);
+            }
+        }
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<String, Line>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tag(bot: &str, conversation: &ConversationId) -> String {
+    format!("{bot}:{conversation}")
+}
+
+/// The key of a conversation's line.
+pub(crate) fn line_key(link: &RedisLink, tag: &str) -> String {
+    link.key("line", tag)
+}
+
+fn now() -> u64 {
+    u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default()
+}
+
+/// Orders are microseconds since 1970 and fit a double exactly.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number below 2^53")]
+fn micros(order: f64) -> u64 {
+    order as u64
+}
+
+/// One conversation's line as this worker remembers it. Times in microseconds since 1970.
+#[derive(Debug, Default)]
+struct Line {
+    places: BTreeMap<JobId, Place>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    order: u64,
+    rung: usize,
+    ends: u64,
+    /// Whether Redis has it too.
+    shared: bool,
+}
+
+impl Line {
+    fn is_used(&self, now: u64) -> bool {
+        self.places.values().any(|place| now < place.ends)
+    }
+
+    /// Order and rung of the one right before a job, whose own order may be known better elsewhere.
+    fn before(&mut self, job: &JobId, own: Option<u64>, now: u64, unshared_only: bool) -> Option<(u64, usize)> {
+        self.places.retain(|_, place| now < place.ends);
+        let own = own.or_else(|| self.places.get(job).map(|place| place.order)).unwrap_or(u64::MAX);
+        let others = self.places.iter().filter(|(other, _)| *other != job).map(|(_, place)| place);
+        let before = others.filter(|place| place.order < own && !(unshared_only && place.shared));
+        before.map(|place| (place.order, place.rung)).max()
+    }
+
+    fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration) {
+        let last = self.places.values().map(|place| place.order).max().unwrap_or_default();
+        let own = self.places.get(job).map(|place| place.order);
+        let order = shared.or(own).unwrap_or(now.max(last + 1));
+        let ends = now.saturating_add(u64::try_from(lasts.as_micros()).unwrap_or(u64::MAX));
+        self.places.insert(job.clone(), Place { order, rung, ends, shared: shared.is_some() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(name: &str) -> JobId {
+        JobId::new(name).unwrap()
+    }
+
+    fn conversation() -> ConversationId {
+        ConversationId::new("conv_1", &regex::Regex::new("^conv_[0-9a-f]+$").unwrap()).unwrap()
+    }
+
+    const STAY: Duration = Duration::from_secs(5);
+
+    /// The promise, for a ladder with or without Redis.
+    pub(crate) async fn later_jobs_follow(ladder: &Ladder, bot: &str) {
+        let conversation = &conversation();
+        let standing = async |name: &str| ladder.standing(bot, conversation, &job(name)).await;
+        let climb = async |name: &str, rung| ladder.climb(bot, conversation, &job(name), rung, STAY).await;
+        assert_eq!(standing("first").await, None);
+        climb("first", 0).await;
+        assert_eq!(standing("first").await, None, "nobody is before the first, after a redelivery too");
+        assert_eq!(standing("second").await, Some(0));
+        climb("second", 0).await;
+        climb("first", 1).await;
+        assert_eq!(standing("first").await, None, "it kept its place");
+        assert_eq!(standing("second").await, Some(1), "follows the first onto its new rung");
+        assert_eq!(standing("third").await, Some(0), "follows the second, which is right before it");
+        ladder.step_off(bot, conversation, &job("first")).await;
+        assert_eq!(standing("second").await, None);
+        ladder.step_off(bot, conversation, &job("second")).await;
+        assert_eq!(standing("third").await, None);
+    }
+
+    #[tokio::test]
+    async fn without_redis_later_jobs_follow_the_earlier_ones() {
+        later_jobs_follow(&Ladder::new(RedisLink::absent()), "b").await;
+    }
+
+    #[test]
+    fn a_place_that_nobody_gives_back_expires() {
+        let mut line = Line::default();
+        line.take(&job("lost"), None, 2, 1_000, Duration::from_micros(500));
+        assert_eq!(line.before(&job("next"), None, 1_499, false), Some((1_000, 2)));
+        assert_eq!(line.before(&job("next"), None, 1_500, false), None);
+        assert!(!line.is_used(1_500));
+    }
+
+    #[test]
+    fn places_have_an_order_even_within_a_microsecond() {
+        let mut line = Line::default();
+        for name in ["a", "b", "c"] {
+            line.take(&job(name), None, 0, 1_000, STAY);
+        }
+        assert_eq!(line.before(&job("c"), None, 1_000, false), Some((1_001, 0)));
+        assert_eq!(line.before(&job("b"), None, 1_000, false), Some((1_000, 0)));
+    }
+}
