@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::Saved;
 use super::gate::{Disabled, Followed, Gate};
+use crate::admin::{Condition, Health};
 use crate::config;
 
 /// How often running relays look.
@@ -130,8 +131,8 @@ impl Memory {
         let _ = self.follow_once(gates).await;
     }
 
-    /// Follows orders and saves breakers until `stop`.
-    pub async fn follow(self, gates: Gates, stop: CancellationToken) {
+    /// Follows orders and saves breakers until `stop`; says in `health`, as part `redis`, whether that works.
+    pub async fn follow(self, gates: Gates, health: Health, stop: CancellationToken) {
         let mut away = false;
         let mut ticks = tokio::time::interval(FOLLOW_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -145,6 +146,11 @@ impl Memory {
                 _ => {}
             }
             away = outcome.is_err();
+            let condition = match outcome {
+                Ok(()) => Condition::Ready,
+                Err(error) => Condition::Degraded(format!("Redis is away: {error}")),
+            };
+            health.set("redis", condition);
         }
         // The last state, for the next process.
         let _ = self.follow_once(&gates).await;
