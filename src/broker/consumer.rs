@@ -92,6 +92,14 @@ impl Subscription {
         let _ = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await;
     }
 
+    /// Gives back all that is not settled, in its order, and closes the channel.
+    pub async fn give_all_back(self) {
+        // Tag 0 with `multiple` is all of the channel. Where the channel is gone, the broker has them already.
+        let all = BasicNackOptions { multiple: true, requeue: true };
+        let _ = self.channel.basic_nack(0, all).await;
+        let _ = self.channel.close(200, "OK".into()).await;
+    }
+
     /// Whether the channel lives.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -185,6 +193,12 @@ impl Receipt {
             Some(held) => give_back(&held, self.stream).await,
             None => Ok(()),
         }
+    }
+
+    /// Leaves the message to the end of its subscription, or of the process: then the broker has it back, in its
+    /// place. For those who look through a queue.
+    pub fn leave(mut self) {
+        self.held = None;
     }
 
     /// Whether the channel lives, so that settling can succeed.
