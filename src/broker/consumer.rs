@@ -92,12 +92,10 @@ impl Subscription {
         let _ = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await;
     }
 
-    /// Gives back all that is not settled, in its order, and closes the channel.
-    pub async fn give_all_back(self) {
-        // Tag 0 with `multiple` is all of the channel. Where the channel is gone, the broker has them already.
-        let all = BasicNackOptions { multiple: true, requeue: true };
-        let _ = self.channel.basic_nack(0, all).await;
-        let _ = self.channel.close(200, "OK".into()).await;
+    /// Ends the subscription and gives back, in their order and before another consumer gets any, all messages
+    /// that were not settled.
+    pub async fn close(self) {
+        let _ = self.channel.close(200, "done".into()).await;
     }
 
     /// Whether the channel lives.

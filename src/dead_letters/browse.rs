@@ -84,7 +84,7 @@ impl<'a> Browser<'a> {
     /// Gives back all that was left, in its order.
     pub(super) async fn close(self) {
         for window in self.windows {
-            window.give_all_back().await;
+            window.close().await;
         }
     }
 

@@ -27,8 +27,10 @@ use super::verdict::{Reason, Rejection, Verdict};
 use crate::bot::Bot;
 use crate::config;
 use crate::job::{ConversationId, Job, Version};
+use crate::redis_link::RedisLink;
 use crate::retry;
 use crate::target::{Detail, Failure, Observed, Read, Write, has_precondition};
+use crate::witness;
 
 /// How long a snapshot is good for a first plan.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(30);
@@ -55,11 +57,12 @@ pub struct Task {
     /// W3C trace context.
     pub traceparent: String,
     /// The write that may have had its effect.
-    tried: Option<Tried>,
+    pub(crate) tried: Option<Tried>,
 }
 
+/// A write that may have had its effect.
 #[derive(Debug)]
-struct Tried {
+pub(crate) struct Tried {
     at: Timestamp,
     applied: Applied,
     version_before: Option<Version>,
@@ -68,10 +71,10 @@ struct Tried {
 impl Task {
     /// A task that has not been tried.
     #[must_use]
-    pub fn new(job: Job, mark: Mark, traceparent: String) -> Self {
+    pub fn new(job: Job, bot: &str, traceparent: String) -> Self {
         Self {
+            mark: Mark::of_job(bot, &job.conversation, &job.id),
             job,
-            mark,
             generation: 0,
             suspect: false,
             published: None,
@@ -80,6 +83,12 @@ impl Task {
             traceparent,
             tried: None,
         }
+    }
+
+    /// Whether a request of this or an earlier attempt may have had its effect.
+    #[must_use]
+    pub fn may_have_been_applied(&self) -> bool {
+        self.ambiguous_before || self.tried.is_some()
     }
 
     fn candidate(&self) -> Candidate<'_> {
@@ -106,6 +115,12 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// The version that the conversation has, as far as is known.
+    #[must_use]
+    pub fn version(&self) -> Option<&Version> {
+        self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.version.as_ref())
+    }
+
     /// Bytes that it roughly takes, for the bound of the cache that holds it.
     #[must_use]
     pub fn weight(&self) -> usize {
@@ -159,6 +174,23 @@ pub struct Ended {
     pub last_failure: Option<Detail>,
 }
 
+impl Ended {
+    /// A verdict that no request led to.
+    #[must_use]
+    pub fn plain(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            repeat: false,
+            applied: Applied::default(),
+            version_before: None,
+            version_after: None,
+            batch_size: 1,
+            request_bytes: 0,
+            last_failure: None,
+        }
+    }
+}
+
 /// What a batch cost.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
@@ -174,6 +206,17 @@ pub struct Cost {
     pub took: Duration,
 }
 
+impl Cost {
+    /// Adds another batch's cost.
+    pub fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.conflicts += other.conflicts;
+        self.ambiguous += other.ambiguous;
+        self.waited += other.waited;
+        self.took += other.took;
+    }
+}
+
 /// What a batch is carried out with.
 #[derive(Debug)]
 pub struct Executor<'a> {
@@ -185,8 +228,12 @@ pub struct Executor<'a> {
     pub conversation: &'a ConversationId,
     /// The version that the lease's record tells.
     pub recorded: Option<&'a Version>,
-    /// Cancelled when no new request may be started.
+    /// Redis, for what the ledger lets go.
+    pub redis: &'a RedisLink,
+    /// Cancelled when nothing new is to be begun.
     pub stop: &'a CancellationToken,
+    /// Cancelled when nothing more is to be sent.
+    pub halt: &'a CancellationToken,
 }
 
 /// Why the work on a batch pauses or ends.
@@ -202,8 +249,8 @@ struct Run<'a> {
     cost: Cost,
     /// The state before somebody else's changes.
     base: Option<Arc<Variables>>,
-    in_place: Box<dyn Iterator<Item = Duration> + Send>,
-    conflict: Box<dyn Iterator<Item = Duration> + Send>,
+    in_place: Box<dyn Iterator<Item = Duration> + Send + Sync>,
+    conflict: Box<dyn Iterator<Item = Duration> + Send + Sync>,
     last_failure: Option<Detail>,
 }
 
@@ -276,6 +323,7 @@ impl Run<'_> {
                 self.forget(&snapshot);
                 continue;
             };
+            self.remember_evictions(&snapshot, &plan).await;
             match self.write(&snapshot, &plan, body, tasks).await? {
                 Step::Done { version_after } => {
                     return Ok(self.conclude(plan, &snapshot, version_after, tasks, taken));
@@ -341,15 +389,43 @@ impl Run<'_> {
                 "the conversation was cleared or went back to an older version"
             );
         }
+        self.recall_evictions(&snapshot).await;
         self.remember(snapshot.clone());
         Ok(snapshot)
+    }
+
+    /// What the ledger is about to let go is applied already, whether or not this write gets through.
+    async fn remember_evictions(&self, snapshot: &Snapshot, plan: &Plan) {
+        let (Some(after), Contents::Full { ledger: Ok(before), .. }) = (&plan.ledger, &snapshot.contents) else {
+            return;
+        };
+        let (Some(after), before) = (after.low_water(), before.low_water()) else { return };
+        if before == Some(after) {
+            return;
+        }
+        let marks = plan.evicted.iter().map(Mark::as_str).collect::<Vec<_>>();
+        let (redis, bot) = (self.with.redis, &self.with.bot.config().name);
+        witness::record(redis, bot, self.with.conversation, &marks, before, after).await;
+    }
+
+    /// What other workers saw the ledger let go, if we did not.
+    async fn recall_evictions(&mut self, snapshot: &Snapshot) {
+        let Contents::Full { ledger: Ok(ledger), .. } = &snapshot.contents else { return };
+        let Some(low) = ledger.low_water() else { return };
+        if self.memory.evicted.as_ref().is_some_and(|evicted| evicted.is_complete(Some(low))) {
+            return;
+        }
+        let (redis, bot) = (self.with.redis, &self.with.bot.config().name);
+        if let Some(found) = witness::recall(redis, bot, self.with.conversation, low.evicted).await {
+            self.memory.evicted = Some(found);
+        }
     }
 
     async fn read(&mut self, tasks: &[Task]) -> Result<Observed, Halt> {
         loop {
             self.check_stop()?;
             let trace = tasks.first().map(|task| task.traceparent.as_str());
-            let spent = self.with.bot.read(self.with.conversation, trace).await;
+            let spent = self.unless_halted(self.with.bot.read(self.with.conversation, trace)).await?;
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
                 Read::Observed(observed) if observed.version.is_some() => return Ok(observed),
@@ -376,7 +452,8 @@ impl Run<'_> {
             self.check_stop()?;
             let trace = tasks.first().map(|task| task.traceparent.as_str());
             let version = snapshot.version.as_ref();
-            let spent = self.with.bot.write(self.with.conversation, body.clone(), version, trace).await;
+            let sent = self.with.bot.write(self.with.conversation, body.clone(), version, trace);
+            let spent = self.unless_halted(sent).await?;
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
                 Write::Applied { version } => return Ok(Step::Done { version_after: version }),
@@ -520,12 +597,23 @@ impl Run<'_> {
     async fn pause(&self, delay: Duration) -> Result<(), Halt> {
         tokio::select! {
             () = sleep(delay) => Ok(()),
-            () = self.with.stop.cancelled() => Err(Halt::Interrupted),
+            () = self.with.halt.cancelled() => Err(Halt::Interrupted),
         }
     }
 
+    /// What was begun is finished, up to a deadline; nothing new is begun.
     fn check_stop(&self) -> Result<(), Halt> {
-        if self.with.stop.is_cancelled() { Err(Halt::Interrupted) } else { Ok(()) }
+        let begun = self.cost.requests > 0;
+        let stopped = self.with.halt.is_cancelled() || (self.with.stop.is_cancelled() && !begun);
+        if stopped { Err(Halt::Interrupted) } else { Ok(()) }
+    }
+
+    /// Waits for an answer, but not beyond the deadline of a stop.
+    async fn unless_halted<T>(&self, answer: impl Future<Output = T>) -> Result<T, Halt> {
+        tokio::select! {
+            answer = answer => Ok(answer),
+            () = self.with.halt.cancelled() => Err(Halt::Interrupted),
+        }
     }
 
     fn charge(&mut self, requests: u32, waited: Duration, took: Duration) {

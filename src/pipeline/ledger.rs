@@ -58,6 +58,12 @@ impl Mark {
         Self(text)
     }
 
+    /// A mark as it was written.
+    #[must_use]
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     /// The mark as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
