@@ -131,7 +131,7 @@ impl Memory {
         let _ = self.follow_once(gates).await;
     }
 
-    /// Follows orders and saves breakers until `stop`; says in `health`, as part `redis`, whether that works.
+    /// Follows orders and saves breakers until `stop`; says in `health`, as part `relay-memory`, whether that works.
     pub async fn follow(self, gates: Gates, health: Health, stop: CancellationToken) {
         let mut away = false;
         let mut ticks = tokio::time::interval(FOLLOW_EVERY);
@@ -150,7 +150,7 @@ impl Memory {
                 Ok(()) => Condition::Ready,
                 Err(error) => Condition::Degraded(format!("Redis is away: {error}")),
             };
-            health.set("redis", condition);
+            health.set("relay-memory", condition);
         }
         // The last state, for the next process.
         let _ = self.follow_once(&gates).await;
