@@ -2,7 +2,8 @@
 //!
 //! [`Bot::read`] and [`Bot::write`] are the only way to the target for the pipeline. Each waits at one gate (the
 //! breaker, a pause, the budget), sends one request, and tells breaker and limiter what the answer means for the
-//! requests after it. Repeating is the caller's decision.
+//! requests after it. Repeating is the caller's decision. Who must be able to give up waiting takes a
+//! [`Bot::permit`] first.
 //!
 //! While the bot is held ([`Bot::holding`]) no new work is started ([`Bot::ready`]); work under way waits at the
 //! gate, under its own deadline.
@@ -112,9 +113,19 @@ impl Bot {
         &self.config
     }
 
-    /// Reads a conversation.
+    /// Reads a conversation, when the gate lets it.
     pub async fn read(&self, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
         let permit = self.permit().await;
+        self.read_now(permit, conversation, trace).await
+    }
+
+    /// Reads a conversation.
+    pub async fn read_now(
+        &self,
+        permit: Permit<'_>,
+        conversation: &ConversationId,
+        trace: Option<&str>,
+    ) -> Spent<Read> {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
@@ -130,7 +141,8 @@ impl Bot {
         Spent { answer, waited, took, requests }
     }
 
-    /// Writes `body` (of [`crate::target::encode`]), if the conversation is still at version `if_match`.
+    /// Writes `body` (of [`crate::target::encode`]), when the gate lets it and if the conversation is still at
+    /// version `if_match`.
     pub async fn write(
         &self,
         conversation: &ConversationId,
@@ -139,6 +151,19 @@ impl Bot {
         trace: Option<&str>,
     ) -> Spent<Write> {
         let permit = self.permit().await;
+        self.write_now(permit, conversation, body, if_match, trace).await
+    }
+
+    /// Writes `body` (of [`crate::target::encode`]), if the conversation is still at version `if_match`. Cancelling
+    /// this leaves it unknown whether it took effect.
+    pub async fn write_now(
+        &self,
+        permit: Permit<'_>,
+        conversation: &ConversationId,
+        body: Bytes,
+        if_match: Option<&Version>,
+        trace: Option<&str>,
+    ) -> Spent<Write> {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
@@ -326,3 +351,6 @@ impl Drop for Permit<'_> {
         self.end(Sign::None);
     }
 }
+
+#[cfg(test)]
+mod tests;
