@@ -155,10 +155,19 @@ async fn a_held_lease_is_renewed_and_a_lost_one_is_noticed() {
     let mut redis = commands(&server).await;
     // As if most of its time had passed; only a renewal makes it longer again.
     let _: () = redis.pexpire(&key, 8_000).await.unwrap();
-    within("renewed", async { while redis.pttl::<_, i64>(&key).await.unwrap() < 8_500 { tokio::task::yield_now().await } })
-        .await;
+    within("renewed", async {
+        while redis.pttl::<_, i64>(&key).await.unwrap() < 8_500 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
     let _: () = redis.set(&key, "another's").await.unwrap();
-    within("lost", async { while !lease.is_lost() { tokio::time::sleep(Duration::from_millis(20)).await } }).await;
+    within("lost", async {
+        while !lease.is_lost() {
+            tokio::time::sleep(Duration::from_millis(20)).await
+        }
+    })
+    .await;
     lease.release(Record::Keep).await;
     assert_eq!(redis.get::<_, String>(&key).await.unwrap(), "another's");
 }

@@ -151,7 +151,8 @@ fn read(answer: &Answer) -> Result<(HeaderValue, Duration), Failure> {
     let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
     let said = |text: String| Detail {
         status: Some(status.as_u16()),
-        code: body.get("error").and_then(Value::as_str).and_then(error_code),
+        // RFC 6749 has `error`, platforms that answer everything with RFC 9457 have `code`.
+        code: body.get("error").or_else(|| body.get("code")).and_then(Value::as_str).and_then(error_code),
         text,
         ..Detail::default()
     };
