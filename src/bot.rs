@@ -269,8 +269,9 @@ impl Bot {
         let time = match retry_after {
             Some(time) => time.max(SHORTEST_PAUSE),
             None => {
-                let time =
-                    THROTTLED_PAUSE.saturating_mul(2_u32.saturating_pow(pauses.in_a_row)).min(THROTTLED_PAUSE_MAX);
+                // Those that were under way when the pause began ask for no more than it.
+                let doublings = if begins { pauses.in_a_row } else { pauses.in_a_row.saturating_sub(1) };
+                let time = THROTTLED_PAUSE.saturating_mul(2_u32.saturating_pow(doublings)).min(THROTTLED_PAUSE_MAX);
                 pauses.in_a_row = pauses.in_a_row.saturating_add(u32::from(begins)).min(16);
                 time
             }
