@@ -22,6 +22,7 @@ pub mod job;
 pub mod ladder;
 pub mod lanes;
 pub mod lease;
+pub mod letter;
 pub mod limiter;
 pub mod metrics;
 pub mod outcome;

@@ -3,6 +3,8 @@
 //! Everything but [`execute`] is pure: no clock, no socket, no randomness. What a stage makes is the next
 //! stage's only input.
 
+pub mod evicted;
+pub mod execute;
 pub mod json;
 pub mod ledger;
 pub mod merge;

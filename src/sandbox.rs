@@ -28,6 +28,7 @@ pub mod second_writer;
 mod server;
 pub mod settings;
 pub mod state;
+mod state_faults;
 pub mod stats;
 mod token;
 
@@ -205,19 +206,17 @@ impl Sandbox {
         control::counts(&self.platform)
     }
 
-    /// Compares the history with the state.
+    /// Compares the history, dropped entries included, with the state.
     ///
     /// # Errors
     /// A sentence that names the first difference: a history whose links do not meet, a conversation whose variables
     /// or version are not what its entries add up to.
     pub fn check_history(&self) -> Result<(), String> {
-        let (entries, state) = {
+        let (folded, state) = {
             let world = self.platform.world();
-            let (entries, _) = world.history.after(0, usize::MAX);
             let there = |id: &Arc<str>| Some((Arc::clone(id), world.get(id)?.clone()));
-            (entries, world.ids().iter().filter_map(there).collect::<Vec<_>>())
+            (world.history.folded()?, world.ids().iter().filter_map(there).collect::<Vec<_>>())
         };
-        let folded = fold(&entries)?;
         for (id, conversation) in &state {
             let (version, context) = match folded.get(id) {
                 Some(folded) if !folded.exists => return Err(format!("{id} exists, the history says it was deleted")),

@@ -23,6 +23,8 @@ use watched::{Scratch, Spec, Watched};
 /// How long a server may take until it answers. An Erlang node needs 5 s on an idle machine, an image that must
 /// be pulled first a minute.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How long a server that was asked to end may take before it is killed.
+const END_WITHIN: Duration = Duration::from_secs(20);
 /// How often a server that has not answered yet is asked again.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// A free port can be taken by somebody else before the server binds it; then the start is repeated.
@@ -83,6 +85,9 @@ pub enum Error {
         /// The variable that named it.
         variable: &'static str,
     },
+    /// The broker refused what makes it fit to be killed.
+    #[error("cannot prepare RabbitMQ")]
+    Prepare(#[source] lapin::Error),
     /// Redis refused a command.
     #[error("cannot wipe redis")]
     Wipe(#[source] redis::RedisError),
@@ -110,12 +115,16 @@ impl Broker {
     }
 
     /// Starts a private broker from the machine's binaries or an image, whatever the environment says: for what
-    /// kills its broker.
+    /// kills its broker. Takes twice as long as [`Broker::start`], see [`rabbitmq`].
     ///
     /// # Errors
     /// As [`Broker::start`].
     pub async fn start_private() -> Result<Broker, Error> {
-        Ok(Broker { server: Server::start(&rabbitmq::KIND).await? })
+        let mut server = Server::start(&rabbitmq::KIND).await?;
+        rabbitmq::declare_first_stream(&server.url).await.map_err(Error::Prepare)?;
+        server.signal("TERM")?;
+        server.start_again().await?;
+        Ok(Broker { server })
     }
 
     /// Its AMQP address, credentials included.
@@ -132,7 +141,7 @@ impl Broker {
         self.server.kill9().await
     }
 
-    /// Starts it again after [`Broker::kill9`]: same address, same data.
+    /// Starts it again after [`Broker::kill9`] (one that still runs is killed): same address, same data.
     ///
     /// # Errors
     /// As [`Broker::start`].
@@ -199,7 +208,7 @@ impl Redis {
         self.server.kill9().await
     }
 
-    /// Starts it again after [`Redis::kill9`]: same address, same data.
+    /// Starts it again after [`Redis::kill9`] (one that still runs is killed): same address, same data.
     ///
     /// # Errors
     /// As [`Redis::start`].
@@ -373,8 +382,10 @@ impl Server {
         let not_ours = self.not_ours();
         let run = self.run.as_mut().ok_or(not_ours)?;
         // The old one must be off its ports first; replacing it would end it only afterwards.
-        run.process.signal("KILL");
-        run.process.wait().await;
+        if tokio::time::timeout(END_WITHIN, run.process.wait()).await.is_err() {
+            run.process.signal("KILL");
+            run.process.wait().await;
+        }
         run.process.leave();
         let failed = |source| Error::Start { server: self.kind.name, source };
         run.process = Watched::spawn(&run.again).map_err(failed)?;

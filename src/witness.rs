@@ -14,6 +14,8 @@ use std::sync::LazyLock;
 use redis::Script;
 
 use crate::job::ConversationId;
+use crate::pipeline::evicted::Evicted;
+use crate::pipeline::ledger::{LowWater, Mark};
 use crate::redis_link::RedisLink;
 
 /// Most marks of one conversation.
@@ -73,24 +75,6 @@ return all
     )
 });
 
-/// How far back a ledger does not reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reach {
-    /// Records that it ever had to let go.
-    pub evicted: u64,
-    /// Insertion time of the newest of them, in seconds since 1970.
-    pub at: i64,
-}
-
-/// What is remembered of the evictions of one ledger.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evictions {
-    /// Marks of applied jobs, oldest first.
-    pub marks: Vec<String>,
-    /// Entries inserted up to here (seconds since 1970) are not all known; `None`: all are.
-    pub since: Option<i64>,
-}
-
 /// Remembers applied jobs that a ledger is about to let go. `before` is the reach of the ledger that was read
 /// (`None`: it has never evicted), `after` that of the ledger to be written.
 pub async fn record(
@@ -98,8 +82,8 @@ pub async fn record(
     bot: &str,
     conversation: &ConversationId,
     marks: &[&str],
-    before: Option<Reach>,
-    after: Reach,
+    before: Option<LowWater>,
+    after: LowWater,
 ) {
     let (count, time) = before.map_or_else(Default::default, |reach| (reach.evicted.to_string(), reach.at.to_string()));
     let mut script = RECORD.key(key(link, bot, conversation));
@@ -111,12 +95,12 @@ pub async fn record(
 
 /// What is remembered of the ledger that has let go `evicted` records. `None`: the memory does not know that
 /// ledger, or Redis is away.
-pub async fn recall(link: &RedisLink, bot: &str, conversation: &ConversationId, evicted: u64) -> Option<Evictions> {
+pub async fn recall(link: &RedisLink, bot: &str, conversation: &ConversationId, evicted: u64) -> Option<Evicted> {
     let mut script = RECALL.key(key(link, bot, conversation));
     let mut answer = link.call::<Vec<String>>(script.arg(evicted)).await.ok()?.into_iter();
     let begins = answer.next()?;
     let since = if begins.is_empty() { None } else { Some(begins.parse().ok()?) };
-    Some(Evictions { marks: answer.collect(), since })
+    Some(Evicted::restore(answer.map(Mark::from_text).collect(), evicted, since))
 }
 
 fn key(link: &RedisLink, bot: &str, conversation: &ConversationId) -> String {

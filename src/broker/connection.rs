@@ -203,7 +203,9 @@ impl Keeper {
         match tokio::time::timeout(DECLARE_TIMEOUT, topology::declare(&connection, &self.plan)).await {
             Ok(Ok(())) => Ok(connection),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_elapsed) => Err(format!("RabbitMQ at {} does not declare queues within {DECLARE_TIMEOUT:?}", self.address)),
+            Err(_elapsed) => {
+                Err(format!("RabbitMQ at {} does not declare queues within {DECLARE_TIMEOUT:?}", self.address))
+            }
         }
     }
 

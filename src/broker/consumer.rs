@@ -92,6 +92,12 @@ impl Subscription {
         let _ = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await;
     }
 
+    /// Ends the subscription and gives back, in their order and before another consumer gets any, all messages
+    /// that were not settled.
+    pub async fn close(self) {
+        let _ = self.channel.close(200, "done".into()).await;
+    }
+
     /// Whether the channel lives.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -6,9 +6,10 @@
 //! that is still under way must not take effect. A tombstone binds one replay generation, an entry binds all.
 //!
 //! It is bounded (128 entries, 4 kB). The *low-water mark* is the insertion time of the newest entry that had
-//! to go: below it, absence proves nothing.
+//! to go, with the number of all that ever had to: below it, absence alone proves nothing
+//! ([`super::evicted`] remembers what went).
 //!
-//! Form: `{"v":1,"low":T,"a":[[T,base,"hash…hash…"],…],"t":[[T,"hash",generation,"code"],…],"s":[["hash",n],…]}`,
+//! Form: `{"v":1,"low":[T,evicted],"a":[[T,base,"hash…hash…"],…],"t":[[T,"hash",generation,"code"],…],"s":[["hash",n],…]}`,
 //! times in seconds since 1970, oldest first; `a` groups the jobs of one PATCH.
 
 use base64::Engine as _;
@@ -57,6 +58,12 @@ impl Mark {
         Self(text)
     }
 
+    /// A mark as it was written.
+    #[must_use]
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     /// The mark as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -78,13 +85,29 @@ pub enum Found {
     },
 }
 
+/// How far back the ledger does not reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LowWater {
+    /// Insertion time of the newest record that had to go, in seconds since 1970.
+    pub at: i64,
+    /// Records that ever had to go.
+    pub evicted: u64,
+}
+
+impl LowWater {
+    /// The insertion time of the newest record that had to go.
+    #[must_use]
+    pub fn time(&self) -> Timestamp {
+        Timestamp::from_second(self.at).unwrap_or(Timestamp::MAX)
+    }
+}
+
 /// The ledger of one conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ledger {
     /// Oldest first.
     records: Vec<Record>,
-    /// Seconds since 1970.
-    low_water: Option<i64>,
+    low_water: Option<LowWater>,
     /// Least recently used first.
     sequences: Vec<(Mark, u64)>,
 }
@@ -147,10 +170,10 @@ impl Ledger {
         given_up
     }
 
-    /// Insertion time of the newest record that had to go; `None`: all are here.
+    /// How far back it does not reach; `None`: everything is here.
     #[must_use]
-    pub fn low_water(&self) -> Option<Timestamp> {
-        self.low_water.and_then(|at| Timestamp::from_second(at).ok())
+    pub fn low_water(&self) -> Option<LowWater> {
+        self.low_water
     }
 
     /// The highest sequence with which `name` was set, as far as it is kept.
@@ -183,28 +206,33 @@ impl Ledger {
         self.sequences.push((mark, sequence));
     }
 
-    /// Lets the oldest go until the bounds hold, and returns what is written.
-    pub fn to_value(&mut self) -> Value {
+    /// Lets the oldest go until the bounds hold. Returns what is written, and the applied jobs that had to go.
+    pub fn to_value(&mut self) -> (Value, Vec<Mark>) {
+        let mut gone = Vec::new();
         let surplus = self.sequences.len().saturating_sub(MAX_SEQUENCES);
         self.sequences.drain(..surplus);
         while self.records.len() > MAX_ENTRIES {
-            self.evict_oldest();
+            self.evict_oldest(&mut gone);
         }
         let mut value = self.write();
         while value.to_string().len() > MAX_BYTES {
             if self.records.is_empty() {
                 self.sequences.remove(0);
             } else {
-                self.evict_oldest();
+                self.evict_oldest(&mut gone);
             }
             value = self.write();
         }
-        value
+        (value, gone)
     }
 
-    fn evict_oldest(&mut self) {
+    fn evict_oldest(&mut self, gone: &mut Vec<Mark>) {
         let record = self.records.remove(0);
-        self.low_water = Some(self.low_water.map_or(record.at, |low| low.max(record.at)));
+        let before = self.low_water.unwrap_or(LowWater { at: record.at, evicted: 0 });
+        self.low_water = Some(LowWater { at: before.at.max(record.at), evicted: before.evicted + 1 });
+        if matches!(record.kind, Kind::Applied { .. }) {
+            gone.push(record.mark);
+        }
     }
 
     fn write(&self) -> Value {
@@ -225,7 +253,7 @@ impl Ledger {
         }
         let mut value = json!({ "v": FORMAT });
         if let Some(low) = self.low_water {
-            value["low"] = json!(low);
+            value["low"] = json!([low.at, low.evicted]);
         }
         if !applied.is_empty() {
             value["a"] = applied.iter().map(|(at, base, marks)| json!([at, base, marks])).collect();
@@ -251,9 +279,10 @@ fn read(value: &Value) -> Option<Ledger> {
         None => Some(&[][..]),
         Some(value) => value.as_array().map(Vec::as_slice),
     };
-    let mut ledger = Ledger { low_water: fields.get("low").map(Value::as_i64).unwrap_or(None), ..Ledger::default() };
-    if fields.contains_key("low") && ledger.low_water.is_none() {
-        return None;
+    let mut ledger = Ledger::default();
+    if let Some(low) = fields.get("low") {
+        let [at, evicted] = low.as_array()?.as_slice() else { return None };
+        ledger.low_water = Some(LowWater { at: at.as_i64()?, evicted: evicted.as_u64()? });
     }
     for group in list("a")? {
         let [at, base, marks] = group.as_array()?.as_slice() else { return None };
@@ -297,7 +326,7 @@ mod tests {
     }
 
     fn reread(ledger: &mut Ledger) -> Ledger {
-        let text = ledger.to_value().to_string();
+        let text = ledger.to_value().0.to_string();
         Ledger::parse(Some(&serde_json::from_str(&text).unwrap())).unwrap()
     }
 
@@ -341,7 +370,7 @@ mod tests {
         }
         let ledger = reread(&mut ledger);
         assert_eq!(ledger.len(), MAX_ENTRIES);
-        assert_eq!(ledger.low_water(), Some(at(71)));
+        assert_eq!(ledger.low_water(), Some(LowWater { at: at(71).as_second(), evicted: 72 }));
         assert_eq!(ledger.find(&mark(71), 0), None);
         assert_eq!(ledger.find(&mark(72), 0), Some(Found::Applied));
     }
@@ -396,7 +425,7 @@ mod tests {
                     _ => ledger.set_sequence(&Name::new(Scope::User, version), 7),
                 }
             }
-            let value = ledger.to_value();
+            let (value, _) = ledger.to_value();
             prop_assert!(value.to_string().len() <= MAX_BYTES);
             prop_assert!(ledger.len() <= MAX_ENTRIES);
             let again = reread(&mut ledger);

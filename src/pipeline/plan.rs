@@ -13,6 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::evicted::{Evicted, Memory};
 use super::ledger::{Found, Ledger, Mark};
 use super::merge;
 use super::numbers::json_eq;
@@ -39,22 +40,10 @@ pub struct Candidate<'a> {
     pub suspect: bool,
     /// When it was published, as far as its producer tells.
     pub published: Option<Timestamp>,
-    /// What is remembered of it outside the ledger.
-    pub witness: Witness,
+    /// When this delivery was first tried with an ambiguous answer.
+    pub tried: Option<Timestamp>,
     /// Whether a request without its ledger entry may have applied it.
     pub tried_without_entry: bool,
-}
-
-/// What the bounded memories outside the ledger (Redis' set and the worker's own) know of a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Witness {
-    /// It was applied.
-    Applied,
-    /// It was not applied since this instant, from which on the memory is complete.
-    AbsentSince(Timestamp),
-    /// Nothing.
-    #[default]
-    Nothing,
 }
 
 /// What one PATCH does for a batch.
@@ -68,6 +57,8 @@ pub struct Plan {
     pub body: Option<Bytes>,
     /// The ledger as written.
     pub ledger: Option<Ledger>,
+    /// Applied jobs that the ledger had to let go.
+    pub evicted: Vec<Mark>,
     /// Whether the fates depend on the state being as the snapshot says.
     depends_on_state: bool,
 }
@@ -161,6 +152,8 @@ pub struct Ground<'a> {
     pub base: Option<&'a Variables>,
     /// Jobs that we applied without an entry, and that a later job's entry must not overtake.
     pub backfill: &'a [Mark],
+    /// What the ledger had to let go, as far as it is remembered.
+    pub evicted: &'a Evicted,
     /// The present.
     pub now: Timestamp,
 }
@@ -268,9 +261,6 @@ impl<'a> Fold<'a> {
 
     /// What ledger and witnesses say of the job; `None`: it is new.
     fn remember(&self, candidate: &Candidate<'_>) -> Option<Fate> {
-        if candidate.witness == Witness::Applied {
-            return Some(Fate::Repeat);
-        }
         let Contents::Full { ledger, .. } = &self.snapshot.contents else { return None };
         if self.bot.ledger == LedgerMode::Off {
             return None;
@@ -293,25 +283,24 @@ impl<'a> Fold<'a> {
             return Some(Fate::Unknown(Rejection::new(Reason::ConversationReset, text)));
         }
         let low = ledger.low_water()?;
-        let overtaken = candidate.published.is_some_and(|published| published <= low);
-        if !candidate.suspect && !overtaken {
-            return None;
+        // An effect of a try of ours is younger than the try; that of an earlier delivery, than the publication.
+        let earliest = if candidate.suspect { candidate.published } else { candidate.tried.or(candidate.published) };
+        match self.ground.evicted.find(&candidate.mark, Some(low)) {
+            Memory::Applied => return Some(Fate::Repeat),
+            Memory::Never => return None,
+            Memory::NotSince(since) if earliest.is_some_and(|earliest| earliest > since) => return None,
+            Memory::NotSince(_) | Memory::Nothing => {}
         }
-        // An effect cannot be older than the publication; a memory that reaches back to it would know.
-        let reaches = |since: Timestamp| candidate.published.is_some_and(|published| since <= published);
-        match candidate.witness {
-            Witness::AbsentSince(since) if reaches(since) => None,
-            _ => {
-                let text = "the job may have been applied longer ago than the record reaches back";
-                Some(Fate::Unknown(Rejection::new(Reason::LedgerOverrun, text)))
-            }
-        }
+        // What a producer's clock says is believed of a first delivery only.
+        let doubtful = candidate.suspect || earliest.is_some_and(|earliest| earliest <= low.time());
+        let text = "the job may have been applied longer ago than the record reaches back";
+        doubtful.then(|| Fate::Unknown(Rejection::new(Reason::LedgerOverrun, text)))
     }
 
     /// Ends a job that is not applied. If an earlier try of it may have got anywhere, that must first be ruled
     /// out for ever: by its absence from the ledger together with a tombstone.
     fn refuse(&mut self, candidate: &Candidate<'_>, rejection: Rejection) -> Fate {
-        if !candidate.suspect && !candidate.tried_without_entry {
+        if !candidate.suspect && candidate.tried.is_none() {
             return Fate::Refused(rejection);
         }
         let recorded = match self.bot.ledger {
@@ -479,8 +468,11 @@ impl<'a> Fold<'a> {
             .into_iter()
             .map(|(name, value)| Change { name, value })
             .collect::<Vec<_>>();
+        let mut evicted = Vec::new();
         let ledger = ledger.map(|mut ledger| {
-            let value = Some(ledger.to_value());
+            let (value, gone) = ledger.to_value();
+            evicted = gone;
+            let value = Some(value);
             changes.push(Change { name: Name::new(Scope::Conversation, &self.bot.ledger_key), value });
             ledger
         });
@@ -488,7 +480,7 @@ impl<'a> Fold<'a> {
             Some(first) if !changes.is_empty() => Some(target::encode(self.bot, &first.job.conversation, &changes)),
             _ => None,
         };
-        Plan { fates: self.fates, changes, body, ledger, depends_on_state: self.depends_on_state }
+        Plan { fates: self.fates, changes, body, ledger, evicted, depends_on_state: self.depends_on_state }
     }
 
     /// A value that a later job of the batch takes back is not named in the PATCH.

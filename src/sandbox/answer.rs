@@ -69,22 +69,11 @@ impl Reply {
     }
 }
 
-/// An error as RFC 9457 has it, with the platform's `code` and `traceId`.
+/// An error as RFC 9457 has it, with the platform's `code` and `traceId`. In `cognigy-v2` the code is a number.
 pub(super) fn problem(exchange: &Exchange, status: u16, code: &str, detail: &str) -> Reply {
-    problem_with_code(exchange, status, code, json!(code), detail)
-}
-
-/// The same, where the code is not the name of the problem (`cognigy-v2` has numbers).
-pub(super) fn problem_with_code(
-    exchange: &Exchange,
-    status: u16,
-    name: &str,
-    code: serde_json::Value,
-    detail: &str,
-) -> Reply {
     let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
-    let body = json!({
-        "type": format!("https://sandbox.invalid/problems/{name}"),
+    let mut body = json!({
+        "type": format!("https://sandbox.invalid/problems/{code}"),
         "title": title,
         "status": status,
         "detail": detail,
@@ -92,7 +81,20 @@ pub(super) fn problem_with_code(
         "code": code,
         "traceId": exchange.trace_id(),
     });
+    if exchange.v2 {
+        body["code"] = json!(number(status));
+        body["details"] = json!({});
+    }
     Reply { content_type: Some("application/problem+json"), ..Reply::json(status, body.to_string()) }
+}
+
+/// The vendor's number of an error: 1002 and 1004 are published, the others are made up.
+fn number(status: u16) -> u16 {
+    match status {
+        404 => 1002,
+        409 => 1004,
+        other => 2_000 + other,
+    }
 }
 
 /// A body on its way to the client.

@@ -20,6 +20,12 @@ use super::{Sandbox, start};
 /// interface is under `/_sandbox/`: health, faults, second-writer, conversations, history, stats, tokens/revoke.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    flags: Box<Flags>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Flags {
     /// Address to listen on; port 0 takes any free one
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -126,10 +132,10 @@ pub struct Args {
 /// # Errors
 /// An argument is wrong, the address cannot be bound, or the history cannot be written.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let history = args.history.clone();
-    let listen = args.listen;
+    let Args { flags } = args;
+    let (history, listen) = (flags.history.clone(), flags.listen);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let sandbox = start(args.settings()?).await.with_context(|| format!("cannot serve the sandbox on {listen}"))?;
+    let sandbox = start(flags.settings()?).await.with_context(|| format!("cannot serve the sandbox on {listen}"))?;
     {
         let mut out = std::io::stdout().lock();
         writeln!(out, "sandbox listening on {}", sandbox.url())?;
@@ -156,7 +162,7 @@ fn write_history(sandbox: &Sandbox, path: &std::path::Path) -> anyhow::Result<()
     Ok(())
 }
 
-impl Args {
+impl Flags {
     fn settings(self) -> anyhow::Result<Settings> {
         if !self.rate.is_finite() || self.rate < 0.0 {
             bail!("--rate {}: a number from 0 (unlimited) on", self.rate);
@@ -217,4 +223,73 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     let parsed = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
     Duration::try_from(parsed).map_err(|_| "a duration is not negative".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn settings(line: &[&str]) -> anyhow::Result<Settings> {
+        let line = Line::try_parse_from(std::iter::once(&"sandbox").chain(line))?;
+        line.args.flags.settings()
+    }
+
+    #[test]
+    fn without_arguments_the_settings_are_the_defaults_on_port_8080() {
+        let (given, default) = (settings(&[]).unwrap(), Settings::default());
+        assert_eq!(given.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!((given.client_id, given.client_secret), (default.client_id, default.client_secret));
+        assert_eq!((given.rate, given.burst, given.token_ttl), (default.rate, default.burst, default.token_ttl));
+        assert_eq!(
+            (given.max_value_bytes, given.max_payload_bytes),
+            (default.max_value_bytes, default.max_payload_bytes)
+        );
+        assert_eq!((given.version_form, given.conflict), (default.version_form, default.conflict));
+        assert_eq!((given.faults, given.second_writer, given.v2), (default.faults, default.second_writer, default.v2));
+        assert_eq!(given.conversation_id_pattern, default.conversation_id_pattern);
+        assert_eq!(
+            (given.history_entries, given.seed, given.api_key),
+            (default.history_entries, default.seed, default.api_key)
+        );
+        assert!(given.auto_create && given.javascript_numbers && !given.require_if_match && !given.omit_default_scope);
+    }
+
+    #[test]
+    fn arguments_are_read_in_the_forms_that_the_help_names() {
+        let given = settings(&[
+            "--token-ttl=15m",
+            "--conflict=412",
+            "--version-form=etag",
+            "--retry-after=alternate",
+            "--faults={\"applied_then_500\": 0.5}",
+            "--second-writer={\"enabled\": true, \"conversations\": [\"conv_1\"]}",
+        ])
+        .unwrap();
+        assert_eq!(given.token_ttl, Duration::from_secs(900));
+        assert_eq!((given.conflict, given.version_form), (ConflictStatus::PreconditionFailed, VersionForm::Etag));
+        assert!(given.second_writer.enabled && given.faults.rules.len() == 1);
+        assert_eq!(settings(&["--token-ttl=90"]).unwrap().token_ttl, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        for (argument, part) in [
+            ("--rate=-1", "--rate"),
+            ("--faults={\"x\": 1}", "--faults"),
+            ("--faults=/no/such/file", "/no/such/file"),
+            ("--second-writer={\"on\": true}", "--second-writer"),
+            ("--token-ttl=-5s", "negative"),
+        ] {
+            let error = format!("{:#}", settings(&[argument]).err().unwrap());
+            assert!(error.contains(part), "{argument}: {error}");
+        }
+    }
 }

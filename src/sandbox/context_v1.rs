@@ -15,7 +15,7 @@ use super::exchange::Exchange;
 use super::faults::Kind;
 use super::numbers::stored;
 use super::platform::{Applied, NotApplied, Versions};
-use super::settings::{ConflictStatus, VersionForm};
+use super::settings::VersionForm;
 use super::state::{Change, Context, Scope, shown};
 use super::token;
 
@@ -23,11 +23,12 @@ use super::token;
 const FORBIDDEN_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
 const MAX_KEY: usize = 128;
 
+/// The body of a PATCH, its values as they came.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PatchBody {
+pub(super) struct PatchBody {
     #[serde(rename = "conversationId")]
-    conversation_id: String,
+    pub conversation_id: String,
     context: BTreeMap<String, PatchEntry>,
 }
 
@@ -47,7 +48,7 @@ pub(super) fn read(exchange: &Exchange, id: &str, received: &Received) -> Reply 
     if !received.body.is_empty() {
         return problem(exchange, 400, "unexpected_body", "a GET has no body");
     }
-    before_touching(exchange, id);
+    exchange.before_touching(id);
     let create = exchange.platform.creates(id);
     let back = exchange.faults.faults.parameters.back;
     let found = {
@@ -74,21 +75,25 @@ pub(super) fn read(exchange: &Exchange, id: &str, received: &Received) -> Reply 
 }
 
 /// `PATCH /api/v1/context`
-pub(super) fn write(exchange: &Arc<Exchange>, received: &Received) -> Result<Reply, Later> {
+pub(super) fn write(
+    exchange: &Arc<Exchange>,
+    received: &Received,
+    patch: Option<serde_json::Result<PatchBody>>,
+) -> Result<Reply, Later> {
     if let Some(reply) = refused_credentials(exchange, "context:write") {
         return Ok(reply);
     }
-    let (id, changes) = match parse(exchange, received) {
+    let (id, changes) = match checked(exchange, received, patch) {
         Ok(parsed) => parsed,
         Err(reply) => return Ok(reply),
     };
-    if let Some(reply) = refused_by_fault(exchange, &changes) {
+    if let Some(reply) = exchange.refused_by_fault(changes.iter().map(|change| &*change.key)) {
         return Ok(reply);
     }
     if exchange.platform.settings.require_if_match && exchange.if_match.is_none() {
         return Ok(problem(exchange, 428, "precondition_required", "If-Match is needed"));
     }
-    before_touching(exchange, &id);
+    exchange.before_touching(&id);
     if exchange.strikes(Kind::LateApply) {
         apply_later(Arc::clone(exchange), id, changes);
         return Err(Later);
@@ -102,7 +107,7 @@ pub(super) fn write(exchange: &Arc<Exchange>, received: &Received) -> Result<Rep
             if appears_applied && exchange.strikes(Kind::LenientSuccess) {
                 success(exchange, &id, version)
             } else {
-                conflict(exchange, exchange.strikes(Kind::SwappedConflict))
+                exchange.conflict(exchange.strikes(Kind::SwappedConflict))
             }
         }
     })
@@ -123,41 +128,18 @@ fn apply_later(exchange: Arc<Exchange>, id: String, changes: Vec<Change>) {
     platform.tasks.spawn(async move {
         tokio::select! {
             () = exchange.platform.stop.cancelled() => {}
-            () = sleep(wait) => drop(apply(&exchange, &id, &changes, true)),
+            () = sleep(wait) => if apply(&exchange, &id, &changes, true).is_err() {
+                exchange.late_refused();
+            },
         }
     });
 }
 
-/// Faults of the platform's own state, which strike before a request sees it.
-fn before_touching(exchange: &Exchange, id: &str) {
-    if exchange.platform.world().get(id).is_none() {
-        return;
-    }
-    if exchange.strikes(Kind::ResetConversation) {
-        exchange.platform.world().reset(id, &exchange.platform_origin());
-    }
-    if exchange.strikes(Kind::Rollback) {
-        let back = exchange.faults.faults.parameters.back;
-        exchange.platform.world().rollback(id, back, &exchange.platform_origin());
-    }
-}
-
-fn refused_by_fault(exchange: &Exchange, changes: &[Change]) -> Option<Reply> {
-    let parameters = &exchange.faults.faults.parameters;
-    let named = changes.iter().find(|change| parameters.refused_keys.iter().any(|key| **key == *change.key));
-    if let Some(change) = named
-        && exchange.strikes(Kind::RefusedKey)
-    {
-        let detail = format!("context.{}: this variable is not accepted", change.key);
-        return Some(problem(exchange, parameters.refused_status, "variable_refused", &detail));
-    }
-    if exchange.strikes(Kind::Refusal409) {
-        return Some(problem(exchange, 409, &parameters.refusal_code, "the conversation takes no writes"));
-    }
-    exchange.strikes(Kind::SpuriousConflict).then(|| conflict(exchange, false))
-}
-
-fn parse(exchange: &Exchange, received: &Received) -> Result<(String, Vec<Change>), Reply> {
+fn checked(
+    exchange: &Exchange,
+    received: &Received,
+    patch: Option<serde_json::Result<PatchBody>>,
+) -> Result<(String, Vec<Change>), Reply> {
     let settings = &exchange.platform.settings;
     if received.too_long || received.body.len() > settings.max_payload_bytes {
         let detail = format!("the payload is over {} bytes", settings.max_payload_bytes);
@@ -167,9 +149,11 @@ fn parse(exchange: &Exchange, received: &Received) -> Result<(String, Vec<Change
     if !json {
         return Err(problem(exchange, 415, "unsupported_media_type", "the body is application/json"));
     }
-    let body: PatchBody = serde_json::from_slice(&received.body)
-        .map_err(|error| problem(exchange, 400, "malformed_body", &error.to_string()))?;
-    exchange.writes_to(&body.conversation_id);
+    let body = match patch {
+        Some(Ok(body)) => body,
+        Some(Err(error)) => return Err(problem(exchange, 400, "malformed_body", &error.to_string())),
+        None => return Err(problem(exchange, 400, "malformed_body", "there is no body")),
+    };
     let changes = body
         .context
         .into_iter()
@@ -223,16 +207,6 @@ fn refused_credentials(exchange: &Exchange, scope: &str) -> Option<Reply> {
 
 fn not_found(exchange: &Exchange) -> Reply {
     problem(exchange, 404, "conversation_not_found", "there is no such conversation")
-}
-
-fn conflict(exchange: &Exchange, swapped: bool) -> Reply {
-    let precondition_failed = match exchange.platform.settings.conflict {
-        ConflictStatus::Conflict => false,
-        ConflictStatus::PreconditionFailed => true,
-        ConflictStatus::Mixed => exchange.faults.next_draw().is_multiple_of(2),
-    };
-    let status = if precondition_failed != swapped { 412 } else { 409 };
-    problem(exchange, status, "version_conflict", "the conversation is at another version")
 }
 
 fn success(exchange: &Exchange, id: &str, version: u64) -> Reply {

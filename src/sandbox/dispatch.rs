@@ -5,9 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use hyper::Response;
 use hyper::body::Bytes;
+use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::answer::{AnswerBody, Reply, problem};
+use super::context_v1::PatchBody;
 use super::exchange::Exchange;
 use super::faults::{Kind, LateAnswer, Operation};
 use super::history::Answer;
@@ -69,16 +71,17 @@ impl Route {
         }
     }
 
-    /// The conversation that the path names.
+    /// The conversation that a read names.
     pub fn conversation(&self) -> Option<Arc<str>> {
         match self {
             Route::ReadV1(id) => Some(Arc::from(id.as_str())),
-            Route::ReadProfileV2(id) | Route::WriteProfileV2(id) => Some(cognigy_v2::profile(id).into()),
+            Route::ReadProfileV2(id) => Some(cognigy_v2::profile(id).into()),
             _ => None,
         }
     }
 
-    fn is_v2(&self) -> bool {
+    /// Whether it belongs to `cognigy-v2`.
+    pub fn is_v2(&self) -> bool {
         matches!(self, Route::TokenV2 | Route::InjectV2(_) | Route::ReadProfileV2(_) | Route::WriteProfileV2(_))
     }
 }
@@ -91,10 +94,45 @@ pub(super) struct Received {
     pub body: Bytes,
     /// The body was longer than anything that is kept of it.
     pub too_long: bool,
+    /// The body of a PATCH of `context-v1`, once it is read.
+    pub patch: Option<serde_json::Result<PatchBody>>,
+}
+
+/// The user that a body may name; everything else in it is looked at later.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "userId")]
+    user: String,
+}
+
+impl Received {
+    /// Reads the body of a PATCH, once: its conversation is needed before its contents are judged.
+    fn parse(&mut self) {
+        if self.route == Route::WriteV1 && !self.too_long {
+            self.patch = Some(serde_json::from_slice(&self.body));
+        }
+    }
+
+    /// The conversation that a write is about, where the request says so.
+    fn writes_to(&self) -> Option<String> {
+        match &self.route {
+            Route::WriteV1 => Some(self.patch.as_ref()?.as_ref().ok()?.conversation_id.clone()),
+            Route::InjectV2(session) => {
+                let named: Named = serde_json::from_slice(&self.body).ok()?;
+                Some(cognigy_v2::session(session, &named.user))
+            }
+            Route::WriteProfileV2(id) => Some(cognigy_v2::profile(id)),
+            _ => None,
+        }
+    }
 }
 
 /// Serves one request.
-pub(super) async fn serve(exchange: Arc<Exchange>, received: Received) -> End {
+pub(super) async fn serve(exchange: Arc<Exchange>, mut received: Received) -> End {
+    received.parse();
+    if let Some(id) = received.writes_to() {
+        exchange.writes_to(&id);
+    }
     if let Some(reply) = admit(&exchange, &received.route) {
         return whole(reply);
     }
@@ -122,7 +160,7 @@ impl Drop for Working<'_> {
     }
 }
 
-async fn work(exchange: &Arc<Exchange>, received: Received) -> End {
+async fn work(exchange: &Arc<Exchange>, mut received: Received) -> End {
     let _working = Working(exchange);
     if let Some(end) = faults_before(exchange).await {
         return end;
@@ -132,10 +170,13 @@ async fn work(exchange: &Arc<Exchange>, received: Received) -> End {
             Ok(token::endpoint(exchange, received.content_type.as_deref(), &received.body))
         }
         Route::ReadV1(id) => Ok(context_v1::read(exchange, id, &received)),
-        Route::WriteV1 => context_v1::write(exchange, &received),
-        Route::InjectV2(_) | Route::ReadProfileV2(_) | Route::WriteProfileV2(_) => {
-            Ok(cognigy_v2::serve(exchange, &received))
+        Route::WriteV1 => {
+            let patch = received.patch.take();
+            context_v1::write(exchange, &received, patch)
         }
+        Route::InjectV2(session) => cognigy_v2::inject(exchange, session, &received),
+        Route::ReadProfileV2(id) => Ok(cognigy_v2::read_profile(exchange, id, &received)),
+        Route::WriteProfileV2(id) => cognigy_v2::write_profile(exchange, id, &received),
         Route::WrongMethod(allow) => {
             Ok(problem(exchange, 405, "method_not_allowed", "this path has other methods").header("allow", *allow))
         }

@@ -19,6 +19,8 @@ pub(super) struct Exchange {
     pub method: Arc<str>,
     pub path: String,
     pub operation: Operation,
+    /// In the dialect `cognigy-v2`.
+    pub v2: bool,
     pub if_match: Option<Arc<str>>,
     pub traceparent: Option<Arc<str>>,
     pub authorization: Option<String>,
@@ -43,6 +45,7 @@ pub(super) struct Head {
     pub method: Arc<str>,
     pub path: String,
     pub operation: Operation,
+    pub v2: bool,
     pub conversation: Option<Arc<str>>,
     pub if_match: Option<Arc<str>>,
     pub traceparent: Option<Arc<str>>,
@@ -70,6 +73,7 @@ impl Exchange {
             method: head.method,
             path: head.path,
             operation: head.operation,
+            v2: head.v2,
             if_match: head.if_match,
             traceparent: head.traceparent,
             authorization: head.authorization,
@@ -197,13 +201,21 @@ impl Exchange {
         let Some((conversation, struck, answer)) = entry else { return };
         let served = matches!(answer, Answer::Status(status) if status < 400);
         if !served {
-            self.record(Event::Refused, conversation, struck, answer);
+            self.record(Event::Refused, conversation, struck, answer, false);
         } else if !struck.is_empty() {
-            self.record(Event::Faulty, conversation, struck, answer);
+            self.record(Event::Faulty, conversation, struck, answer, false);
         }
     }
 
-    fn record(&self, event: Event, conversation: Option<Arc<str>>, faults: Vec<String>, answer: Answer) {
+    /// A late write was tried and its precondition no longer held.
+    pub fn late_refused(&self) {
+        let noted = self
+            .notes(|notes| (notes.conversation.clone(), names(&notes.struck), notes.answer.unwrap_or(Answer::Pending)));
+        let (conversation, struck, answer) = noted;
+        self.record(Event::Refused, conversation, struck, answer, true);
+    }
+
+    fn record(&self, event: Event, conversation: Option<Arc<str>>, faults: Vec<String>, answer: Answer, late: bool) {
         self.platform.world().history.push(Entry {
             seq: 0,
             at_ms: now_ms(),
@@ -219,7 +231,7 @@ impl Exchange {
             shown_before: None,
             shown_after: None,
             changes: Vec::new(),
-            late: false,
+            late,
             faults,
             answer,
         });

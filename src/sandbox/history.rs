@@ -4,7 +4,8 @@
 //! not meet, so that "lost" and "doubled" can be told apart from "somebody else wrote".
 //!
 //! An entry is there from the moment of its effect; how its request was answered is added when that is known
-//! (`answer` is `pending` until then). The history is bounded; what was dropped is counted.
+//! (`answer` is `pending` until then). The history is bounded; what is dropped is counted and folded into a base, so that
+//! a long run can still be judged.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub struct Entry {
     /// What changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Changed>,
-    /// Applied some time after its request was answered or given up.
+    /// Applied, or tried and refused, some time after its request was answered or given up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub late: bool,
     /// The faults that were injected into the request.
@@ -124,6 +125,8 @@ pub struct History {
     next: u64,
     bytes: usize,
     dropped: u64,
+    /// What the dropped entries add up to, or why they do not.
+    base: Result<BTreeMap<Arc<str>, Folded>, String>,
     max_entries: usize,
     max_bytes: usize,
 }
@@ -137,6 +140,7 @@ impl History {
             next: 1,
             bytes: 0,
             dropped: 0,
+            base: Ok(BTreeMap::new()),
             max_entries: max_entries.max(1),
             max_bytes,
         }
@@ -152,7 +156,12 @@ impl History {
         self.entries.push_back(entry);
         self.sizes.push_back(size);
         while self.entries.len() > self.max_entries || (self.bytes > self.max_bytes && self.entries.len() > 1) {
-            self.entries.pop_front();
+            if let Some(oldest) = self.entries.pop_front()
+                && let Ok(base) = &mut self.base
+                && let Err(error) = step(base, &oldest)
+            {
+                self.base = Err(error);
+            }
             self.bytes -= self.sizes.pop_front().unwrap_or(0);
             self.dropped += 1;
         }
@@ -172,10 +181,20 @@ impl History {
     /// Up to `limit` entries after the position `after`, and the position to go on from.
     pub fn after(&self, after: u64, limit: usize) -> (Vec<Entry>, u64) {
         let first = self.next - self.entries.len() as u64;
-        let skip = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let skip = usize::try_from(after.saturating_add(1).saturating_sub(first)).unwrap_or(usize::MAX);
         let entries: Vec<Entry> = self.entries.iter().skip(skip).take(limit).cloned().collect();
         let next = entries.last().map_or(after, |entry| entry.seq);
         (entries, next)
+    }
+
+    /// Rebuilds the conversations from everything that ever happened; see [`fold`].
+    ///
+    /// # Errors
+    /// As [`fold`].
+    pub fn folded(&self) -> Result<BTreeMap<Arc<str>, Folded>, String> {
+        let mut conversations = self.base.clone()?;
+        self.entries.iter().try_for_each(|entry| step(&mut conversations, entry))?;
+        Ok(conversations)
     }
 
     /// Entries that were dropped because of the bounds.
@@ -217,34 +236,33 @@ pub struct Folded {
 /// A sentence that names the entry whose version or old value does not follow from the entries before it.
 /// An incomplete history (its beginning was dropped) is such a case.
 pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<BTreeMap<Arc<str>, Folded>, String> {
-    let mut conversations: BTreeMap<Arc<str>, Folded> = BTreeMap::new();
-    for entry in entries {
-        let (Some(id), Some(before), Some(after)) = (&entry.conversation, entry.version_before, entry.version_after)
-        else {
-            continue;
-        };
-        let conversation = conversations.entry(Arc::clone(id)).or_insert_with(|| Folded {
-            version: 1,
-            context: Context::new(),
-            exists: true,
-        });
-        if conversation.version != before {
-            let is = conversation.version;
-            return Err(format!("entry {}: version {before} expected, the history is at {is}", entry.seq));
-        }
-        for change in &entry.changes {
-            let at = (Arc::clone(&change.key), change.scope);
-            if conversation.context.get(&at) != change.old.as_ref() {
-                let (scope, key) = (change.scope.name(), &change.key);
-                return Err(format!("entry {}: the old value of {scope}.{key} is not that of the history", entry.seq));
-            }
-            match &change.new {
-                Some(value) => conversation.context.insert(at, Arc::clone(value)),
-                None => conversation.context.remove(&at),
-            };
-        }
-        conversation.version = after;
-        conversation.exists = entry.event != Event::Delete;
-    }
+    let mut conversations = BTreeMap::new();
+    entries.into_iter().try_for_each(|entry| step(&mut conversations, entry))?;
     Ok(conversations)
+}
+
+fn step(conversations: &mut BTreeMap<Arc<str>, Folded>, entry: &Entry) -> Result<(), String> {
+    let (Some(id), Some(before), Some(after)) = (&entry.conversation, entry.version_before, entry.version_after) else {
+        return Ok(());
+    };
+    let new = || Folded { version: 1, context: Context::new(), exists: true };
+    let conversation = conversations.entry(Arc::clone(id)).or_insert_with(new);
+    if conversation.version != before {
+        let is = conversation.version;
+        return Err(format!("entry {}: version {before} expected, the history is at {is}", entry.seq));
+    }
+    for change in &entry.changes {
+        let at = (Arc::clone(&change.key), change.scope);
+        if conversation.context.get(&at) != change.old.as_ref() {
+            let (scope, key) = (change.scope.name(), &change.key);
+            return Err(format!("entry {}: the old value of {scope}.{key} is not that of the history", entry.seq));
+        }
+        match &change.new {
+            Some(value) => conversation.context.insert(at, Arc::clone(value)),
+            None => conversation.context.remove(&at),
+        };
+    }
+    conversation.version = after;
+    conversation.exists = entry.event != Event::Delete;
+    Ok(())
 }

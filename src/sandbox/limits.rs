@@ -5,6 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+/// An HTTP date ends with the year 9999; a century ahead is absurd enough.
+const MAX_WAIT: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// Admits `rate` requests per second, and `burst` at once.
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -77,7 +80,8 @@ pub(super) fn seconds(wait: Duration) -> String {
 
 /// The HTTP date at which the wait is over; a date has no fraction, so it is rounded up.
 pub(super) fn date(now: SystemTime, wait: Duration) -> String {
-    let at = now.checked_add(wait).and_then(|at| at.checked_add(Duration::from_millis(999))).unwrap_or(now);
+    let at =
+        now.checked_add(wait.min(MAX_WAIT)).and_then(|at| at.checked_add(Duration::from_millis(999))).unwrap_or(now);
     httpdate::fmt_http_date(at)
 }
 
@@ -118,6 +122,7 @@ mod tests {
         assert_eq!(seconds(Duration::from_millis(1)), "1");
         assert_eq!(seconds(Duration::from_millis(1001)), "2");
         let text = date(SystemTime::UNIX_EPOCH, Duration::from_millis(1500));
+        assert!(httpdate::parse_http_date(&date(SystemTime::UNIX_EPOCH, Duration::MAX)).is_ok());
         assert_eq!(httpdate::parse_http_date(&text).ok(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2)));
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::cognigy_v2;
 use super::faults::{Active, Faults, mix};
 use super::history::{Answer, Entry, Event, History, Writer};
 use super::limits::{Bucket, Window};
@@ -136,7 +137,7 @@ impl Platform {
 
     /// Whether a conversation of this id comes into being when it is touched.
     pub fn creates(&self, id: &str) -> bool {
-        self.settings.auto_create && self.id_pattern.is_match(id)
+        self.settings.auto_create && (cognigy_v2::is_name(id) || self.id_pattern.is_match(id))
     }
 }
 
@@ -323,30 +324,4 @@ impl Versions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn if_match_is_compared_bare_quoted_or_in_a_list() {
-        let versions = Versions { form: VersionForm::ContextVersion, seed: 1 };
-        for (if_match, matches) in [
-            ("41", true),
-            ("\"41\"", true),
-            ("*", true),
-            ("\"40\", \"41\"", true),
-            ("W/\"41\"", false),
-            ("42", false),
-            ("", false),
-            ("\"41", false),
-        ] {
-            assert_eq!(versions.matches(if_match, "conv_1", 41), matches, "{if_match}");
-        }
-    }
-
-    #[test]
-    fn opaque_versions_have_no_order_and_differ_per_conversation() {
-        let versions = Versions { form: VersionForm::Opaque, seed: 1 };
-        assert_ne!(versions.shown("conv_1", 1), versions.shown("conv_2", 1));
-        assert_ne!(versions.shown("conv_1", 1), versions.shown("conv_1", 2));
-    }
-}
+mod tests;

@@ -13,8 +13,9 @@ use super::history::Writer;
 use super::platform::{Origin, Platform};
 use super::state::{Change, Scope};
 
-/// Writes per second that it is held to.
+/// Most and least writes per second that it is held to.
 const MAX_RATE: f64 = 10_000.0;
+const MIN_RATE: f64 = 0.001;
 
 /// What the second writer does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,7 +23,7 @@ const MAX_RATE: f64 = 10_000.0;
 pub struct SecondWriter {
     /// Whether it writes.
     pub enabled: bool,
-    /// Writes per second, over all conversations; at most 10,000.
+    /// Writes per second, over all conversations, from 0.001 to 10,000; 0 is none.
     pub writes_per_second: f64,
     /// The keys that it changes, in turn; `user.tier` is a key with its scope, without one it is `conversation`.
     /// Each write sets one of them to a number that grows by one with every write.
@@ -86,7 +87,7 @@ pub(super) async fn run(platform: Arc<Platform>) {
                 _ = settings.changed() => continue,
             }
         }
-        let pause = Duration::from_secs_f64(1.0 / now.writes_per_second.min(MAX_RATE));
+        let pause = Duration::from_secs_f64(1.0 / now.writes_per_second.clamp(MIN_RATE, MAX_RATE));
         let mut next = Instant::now();
         loop {
             tokio::select! {
@@ -95,7 +96,8 @@ pub(super) async fn run(platform: Arc<Platform>) {
                 () = sleep_until(next) => {
                     count += 1;
                     write(&platform, &now, count);
-                    next += pause;
+                    // What was missed while the machine was busy is not made up for.
+                    next = (next + pause).max(Instant::now());
                 }
             }
         }
@@ -115,11 +117,13 @@ fn write(platform: &Platform, settings: &SecondWriter, count: u64) {
     let origin = Origin { writer: Some(Writer::Second), ..Origin::default() };
     let mut world = platform.world();
     let id = match &settings.conversations {
-        Conversations::Existing => pick(world.ids(), draw).map(|id| id.to_string()),
+        Conversations::Existing => {
+            pick(world.ids(), draw).map(|id| id.to_string()).filter(|id| platform.id_pattern.is_match(id))
+        }
         Conversations::These(ids) => pick(ids, draw).cloned(),
     };
-    let Some(id) = id.filter(|id| platform.id_pattern.is_match(id)) else { return };
-    let written = world.write(&id, platform.settings.auto_create, &[change], &origin, None).is_ok();
+    let Some(id) = id else { return };
+    let written = world.write(&id, platform.creates(&id), &[change], &origin, None).is_ok();
     drop(world);
     if written {
         platform.stats.add(|counts| counts.second_writer_writes += 1);

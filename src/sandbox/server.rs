@@ -109,6 +109,7 @@ async fn answer(
             method: Arc::from(method),
             path: path.to_owned(),
             operation: route.operation(),
+            v2: route.is_v2(),
             conversation: route.conversation(),
             if_match: text(&head.headers, IF_MATCH.as_str()).map(Arc::from),
             traceparent: text(&head.headers, "traceparent").map(Arc::from),
@@ -127,6 +128,7 @@ async fn answer(
         api_key: text(&head.headers, "x-api-key").map(str::to_owned),
         body,
         too_long,
+        patch: None,
     };
     let end = serve(Arc::clone(&exchange), received).await;
     match end {

@@ -153,7 +153,7 @@ impl Default for Settings {
             javascript_numbers: true,
             omit_default_scope: false,
             history_entries: 1_000_000,
-            history_bytes: 512 << 20,
+            history_bytes: 256 << 20,
             seed: 1,
             faults: Faults::default(),
             second_writer: SecondWriter::default(),

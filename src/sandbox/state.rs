@@ -119,7 +119,7 @@ impl Conversation {
 
     /// The state `back` writes ago, or the oldest that is remembered; `None` if there is none.
     pub fn earlier(&self, back: usize) -> Option<(u64, Arc<Context>)> {
-        let at = self.past.len().checked_sub(back.max(1)).unwrap_or(0);
+        let at = self.past.len().saturating_sub(back.max(1));
         self.past.get(at).cloned()
     }
 

@@ -1,5 +1,6 @@
 //! The sandbox as its clients meet it: over HTTP, in the same process.
 
+mod cognigy_v2;
 mod context_v1;
 mod control;
 mod fault_effects;

@@ -14,6 +14,9 @@ use super::faults::mix;
 /// Tokens that are remembered; with more, the expired ones are forgotten, then all.
 const MAX_TOKENS: usize = 100_000;
 
+/// The life of a token that is to live longer than the clock goes: thirty years.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 /// What a token is good for, where the client does not say.
 const DEFAULT_SCOPE: &str = "context:write conversation:read";
 
@@ -61,7 +64,10 @@ impl Tokens {
         }
         given.count += 1;
         let text = format!("tok-{}-{:016x}", given.count, mix(self.seed ^ 0x70_6b6e, given.count));
-        given.tokens.insert(text.clone(), Token { until: now + life, scope: scope.into() });
+        given.tokens.insert(
+            text.clone(),
+            Token { until: now.checked_add(life).unwrap_or(now + FOR_EVER), scope: scope.into() },
+        );
         text
     }
 

@@ -83,7 +83,14 @@ async fn a_private_broker_survives_kill_9_with_its_queues_and_leaves_nothing_beh
     broker.kill9().await.unwrap();
     assert!(rabbitmq::handshake(broker.url()).await.is_err());
     broker.start_again().await.unwrap();
-    declare(broker.url(), true).await.unwrap();
+    // A stream needs a moment to come back.
+    let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
+    let back = async {
+        while declare(broker.url(), true).await.is_err() {
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), back).await.unwrap();
 
     let run = broker.server.run.as_ref().unwrap();
     let (pid, directory) = (run.process.pid(), run._scratch.path().to_owned());
@@ -96,7 +103,11 @@ async fn a_private_broker_survives_kill_9_with_its_queues_and_leaves_nothing_beh
 async fn declare(url: &str, passive: bool) -> Result<(), lapin::Error> {
     let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    let options = lapin::options::QueueDeclareOptions { durable: true, passive, ..Default::default() };
-    channel.queue_declare("kept".into(), options, lapin::types::FieldTable::default()).await?;
+    for kind in ["quorum", "stream"] {
+        let options = lapin::options::QueueDeclareOptions { durable: true, passive, ..Default::default() };
+        let mut arguments = lapin::types::FieldTable::default();
+        arguments.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString(kind.into()));
+        channel.queue_declare(kind.into(), options, arguments).await?;
+    }
     connection.close(200, "done".into()).await
 }

@@ -48,6 +48,7 @@ watcher=$!
 # A trap interrupts the wait; then the child is waited for again.
 while wait "$child"; status=$?; [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
 ended=1
+trap '' PIPE # nobody may be left to hear
 [ -z "$helper" ] || { kill -s KILL "$helper"; wait "$helper" 2>/dev/null; }
 echo "$status" 2>/dev/null
 exec >/dev/null 2>&1

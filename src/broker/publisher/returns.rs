@@ -149,11 +149,8 @@ mod tests {
             let mut carried = Vec::new();
             for &number in &confirms {
                 let until = (number + 1).max(arrived + draw(3)).min(total);
-                for returned in arrived.min(until)..until {
-                    if unroutable[returned] {
-                        list.push_back(key(returned));
-                    }
-                }
+                let arriving = (arrived.min(until)..until).filter(|returned| unroutable[*returned]);
+                list.extend(arriving.map(key));
                 arrived = arrived.max(until);
                 carried.push((number, list.pop_front()));
             }

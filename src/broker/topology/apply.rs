@@ -34,14 +34,14 @@ pub enum Error {
         text: String,
     },
     /// The broker said something else, or the connection broke.
-    #[error("cannot declare {kind} {name:?}: {source}")]
+    #[error("cannot declare {kind} {name:?}: {}", words(.error))]
     Failed {
         /// `queue`, `exchange` or `binding`.
         kind: &'static str,
         /// Its name.
         name: String,
         /// What happened.
-        source: lapin::Error,
+        error: lapin::Error,
     },
 }
 
@@ -221,7 +221,7 @@ async fn declare_one(channel: &Channel, declaration: &Declaration, passive: bool
 
 async fn open(connection: &Connection, declaration: &Declaration) -> Result<Channel, Error> {
     let (kind, name) = describe(declaration);
-    let failed = |source| Error::Failed { kind, name: name.to_owned(), source };
+    let failed = |error| Error::Failed { kind, name: name.to_owned(), error };
     connection.create_channel().await.map_err(failed)
 }
 
@@ -240,19 +240,23 @@ fn describe(declaration: &Declaration) -> (&'static str, &str) {
     }
 }
 
-fn classify(declaration: &Declaration, source: lapin::Error) -> Error {
-    let (kind, name) = describe(declaration);
-    let name = name.to_owned();
-    let text = match source.kind() {
+/// The broker's own words where there are any.
+fn words(error: &lapin::Error) -> String {
+    match error.kind() {
         ErrorKind::ProtocolError(protocol) => protocol.get_message().to_string(),
-        _ => String::new(),
-    };
-    if is(&source, AMQPSoftError::PRECONDITIONFAILED) {
+        _ => error.to_string(),
+    }
+}
+
+fn classify(declaration: &Declaration, error: lapin::Error) -> Error {
+    let (kind, name) = describe(declaration);
+    let (name, text) = (name.to_owned(), words(&error));
+    if is(&error, AMQPSoftError::PRECONDITIONFAILED) {
         Error::Differs { kind, name, difference: read_difference(&text) }
-    } else if is(&source, AMQPSoftError::ACCESSREFUSED) {
+    } else if is(&error, AMQPSoftError::ACCESSREFUSED) {
         Error::Refused { kind, name, text }
     } else {
-        Error::Failed { kind, name, source }
+        Error::Failed { kind, name, error }
     }
 }
 

@@ -51,7 +51,7 @@ fn candidate(job: &Job) -> Candidate<'_> {
         generation: 0,
         suspect: false,
         published: None,
-        witness: Witness::Nothing,
+        tried: None,
         tried_without_entry: false,
     }
 }
@@ -68,7 +68,7 @@ fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
         .map(|(key, value)| (Name::new(Scope::Conversation, key), value.clone()))
         .collect();
     if !ledger.is_empty() {
-        all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value());
+        all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value().0);
     }
     Snapshot::read(Some(Version::new(version)), all, "_injection_ledger", None)
 }
@@ -76,7 +76,7 @@ fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
 fn plan_on(snapshot: &Snapshot, base: Option<&Snapshot>, batch: &[Candidate<'_>]) -> Plan {
     let bot = bot("");
     let base = base.and_then(Snapshot::variables).map(|variables| &**variables);
-    let ground = Ground { bot: &bot, snapshot, base, backfill: &[], now: now() };
+    let ground = Ground { bot: &bot, snapshot, base, backfill: &[], evicted: &Evicted::default(), now: now() };
     plan(ground, batch, MAX_BATCH, None)
 }
 
@@ -86,7 +86,7 @@ fn after(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
     if let Contents::Full { ledger: Ok(ledger), .. } = &snapshot.contents
         && !ledger.is_empty()
     {
-        all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value());
+        all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value().0);
     }
     for change in &plan.changes {
         match &change.value {
@@ -246,20 +246,37 @@ fn below_the_low_water_mark_absence_proves_nothing() {
         let id = JobIdOf(number).mark();
         ledger.add_applied(id, &Version::new("1"), now());
     }
-    ledger.to_value();
+    let _ = ledger.to_value();
+    let low = ledger.low_water();
     let snapshot = state("9", json!({}), &ledger);
     let job = increment("late", 1);
     let second = Duration::from_secs(1);
-    let fate = |candidate: Candidate<'_>| plan_on(&snapshot, None, &[candidate]).fates[0].clone();
-    assert!(matches!(fate(candidate(&job)), Fate::Applies(_)), "a first delivery without a time stamp is new");
-    assert_eq!(code(&fate(suspect(&job))), Reason::LedgerOverrun);
+    let bot = bot("");
+    let fate = |candidate: Candidate<'_>, evicted: &Evicted| {
+        let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &[], evicted, now: now() };
+        plan(ground, &[candidate], MAX_BATCH, None).fates[0].clone()
+    };
+    let nothing = Evicted::beginning(None);
+    assert!(
+        matches!(fate(candidate(&job), &nothing), Fate::Applies(_)),
+        "a first delivery without a time stamp is new"
+    );
+    assert_eq!(code(&fate(suspect(&job), &nothing)), Reason::LedgerOverrun);
     let published = |at| Candidate { published: Some(at), ..candidate(&job) };
-    assert_eq!(code(&fate(published(now()))), Reason::LedgerOverrun);
-    assert!(matches!(fate(published(now() + second)), Fate::Applies(_)));
-    let witnessed = |witness| Candidate { witness, ..published(now()) };
-    assert_eq!(fate(witnessed(Witness::Applied)), Fate::Repeat);
-    assert!(matches!(fate(witnessed(Witness::AbsentSince(now()))), Fate::Applies(_)));
-    assert_eq!(code(&fate(witnessed(Witness::AbsentSince(now() + second)))), Reason::LedgerOverrun);
+    assert_eq!(code(&fate(published(now()), &nothing)), Reason::LedgerOverrun);
+    assert!(matches!(fate(published(now() + second), &nothing), Fate::Applies(_)));
+    let tried = Candidate { tried: Some(now() + second), ..candidate(&job) };
+    assert!(matches!(fate(tried, &nothing), Fate::Applies(_)), "a try of ours would be in the ledger");
+
+    let mut complete = Evicted::beginning(None);
+    complete.extend(None, low, &[]);
+    assert!(matches!(fate(suspect(&job), &complete), Fate::Applies(_)), "absent from all that was ever let go");
+    complete.extend(low, low, &[suspect(&job).mark]);
+    assert_eq!(fate(suspect(&job), &complete), Fate::Repeat);
+    let late = Evicted::beginning(low);
+    assert_eq!(code(&fate(suspect(&job), &late)), Reason::LedgerOverrun);
+    let fresh = Candidate { published: Some(now() + second), ..suspect(&job) };
+    assert!(matches!(fate(fresh, &late), Fate::Applies(_)), "nothing was let go since it was published");
 }
 
 struct JobIdOf(usize);
@@ -297,7 +314,14 @@ fn jobs_without_an_entry_get_theirs_with_the_next_one_that_has() {
     let backfill = [candidate(&earlier).mark];
     let job = increment("a", 1);
     let bot = bot("");
-    let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &backfill, now: now() };
+    let ground = Ground {
+        bot: &bot,
+        snapshot: &snapshot,
+        base: None,
+        backfill: &backfill,
+        evicted: &Evicted::default(),
+        now: now(),
+    };
     let plan = plan(ground, &[candidate(&job)], MAX_BATCH, None);
     let after = after(&snapshot, &plan);
     assert_eq!(plan_on(&after, None, &[suspect(&earlier)]).fates[0], Fate::Repeat);
@@ -323,7 +347,8 @@ fn a_body_over_the_limit_is_split_and_a_single_job_refused() {
         .map(|n| write(&format!("j{n}"), &format!("k{n}"), json!({"value": "x".repeat(1_000)})))
         .collect::<Vec<_>>();
     let batch = jobs.iter().map(candidate).collect::<Vec<_>>();
-    let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &[], now: now() };
+    let ground =
+        Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &[], evicted: &Evicted::default(), now: now() };
     let split = plan(ground, &batch, MAX_BATCH, None);
     assert_eq!(split.fates.len(), 2);
     assert!(split.body.unwrap().len() <= 3_000);

@@ -1,10 +1,8 @@
 //! Every fault does what its description says: what the client sees, and what was applied.
 
-use std::time::Duration;
-
 use super::*;
 use crate::sandbox::faults::LateAnswer;
-use crate::sandbox::{Answer, Event, Kind, Rule, Scope};
+use crate::sandbox::{Answer, Event, Kind, Only, Operation, Rule, Scope};
 
 const A: Scope = Scope::Conversation;
 
@@ -20,6 +18,15 @@ fn state(sandbox: &Sandbox) -> (Option<Value>, u64) {
 /// The history's only write.
 fn written(sandbox: &Sandbox) -> crate::sandbox::Entry {
     sandbox.history().into_iter().find(|entry| entry.event == Event::Write).unwrap()
+}
+
+/// Sends a PATCH and goes away as soon as something is so.
+async fn give_up(client: &Client, so: impl FnMut() -> bool) {
+    let request = client.patch("conv_1", Some("1"), json!({"a": {"value": 1}}));
+    let sent = tokio::spawn(async move { request.send().await.is_ok() });
+    until("the request is there", so).await;
+    sent.abort();
+    assert!(sent.await.is_err(), "the request was answered");
 }
 
 #[tokio::test]
@@ -67,9 +74,7 @@ async fn a_reset_tears_the_connection_before_or_after() {
 async fn a_hanging_request_ends_when_its_client_gives_up() {
     for (kind, expected) in [(Kind::HangBefore, (None, 0)), (Kind::HangAfter, (Some(json!(1)), 2))] {
         let (sandbox, client) = one(kind).await;
-        let request = client.patch("conv_1", Some("1"), json!({"a": {"value": 1}}));
-        let error = request.timeout(Duration::from_millis(100)).send().await.unwrap_err();
-        assert!(error.is_timeout());
+        give_up(&client, || sandbox.stats().faults.contains_key(kind.name())).await;
         until("the request is over", || sandbox.stats().in_flight == 0).await;
         until("its entry is there", || !sandbox.history().is_empty()).await;
         assert_eq!(state(&sandbox), expected);
@@ -79,10 +84,9 @@ async fn a_hanging_request_ends_when_its_client_gives_up() {
 
 #[tokio::test]
 async fn a_slow_write_is_applied_though_its_client_gave_up() {
-    let faults = Faults::none().parameters(|parameters| parameters.latency_ms = [300, 300]);
+    let faults = Faults::none().parameters(|parameters| parameters.latency_ms = [1_000, 1_000]);
     let (sandbox, client) = sandbox(with_faults(faults)).await;
-    let request = client.patch("conv_1", Some("1"), json!({"a": {"value": 1}}));
-    assert!(request.timeout(Duration::from_millis(50)).send().await.is_err());
+    give_up(&client, || sandbox.stats().in_flight == 1).await;
     until("it is applied", || state(&sandbox) == (Some(json!(1)), 2)).await;
     until("the answer is known", || written(&sandbox).answer == Answer::Unanswered).await;
     assert_eq!(sandbox.history().len(), 1);
@@ -95,17 +99,20 @@ async fn a_late_write_is_applied_if_its_version_still_holds() {
     {
         let faults = Faults::none().with(Kind::LateApply, Rule::times(1)).parameters(|parameters| {
             parameters.late_apply_answer = answer;
-            parameters.late_apply_ms = 100;
+            parameters.late_apply_ms = if interfere { 1_000 } else { 50 };
         });
         let (sandbox, client) = sandbox(with_faults(faults)).await;
         let request = client.patch("conv_1", Some("1"), json!({"a": {"value": 1}}));
-        let sent = request.timeout(Duration::from_millis(50)).send().await;
         match answer {
-            LateAnswer::Status => assert!(sent.unwrap().status().is_server_error()),
-            LateAnswer::Hang | LateAnswer::Reset => assert!(sent.is_err()),
+            LateAnswer::Status => assert!(request.send().await.unwrap().status().is_server_error()),
+            LateAnswer::Reset => assert!(request.send().await.is_err()),
+            LateAnswer::Hang => give_up(&client, || sandbox.stats().faults.contains_key("late_apply")).await,
         }
         if interfere {
             assert_eq!(client.set("conv_1", Some("1"), "a", json!(2)).await, 200);
+            let tried = |entry: &crate::sandbox::Entry| entry.event == Event::Refused && entry.late;
+            until("it was tried", || sandbox.history().iter().any(tried)).await;
+            assert_eq!(state(&sandbox), (Some(json!(2)), 2));
         } else {
             until("it is applied", || state(&sandbox) == (Some(json!(1)), 2)).await;
             assert!(written(&sandbox).late);
@@ -271,4 +278,46 @@ async fn a_request_can_ask_for_its_fault() {
     let answer = client.get("conv_1").header("x-sandbox-fault", "aplied_then_500").send().await.unwrap();
     assert_eq!(answer.status(), 400);
     assert!(body(answer).await["detail"].as_str().is_some_and(|text| text.contains("applied_then_500")));
+}
+
+#[tokio::test]
+async fn a_fault_can_be_kept_to_some_conversations() {
+    let only = Only { conversation: Some("^conv_a".into()), ..Only::default() };
+    let faults = Faults::none().with(Kind::ServerError, Rule::probability(1.0).only(only));
+    let (sandbox, client) = sandbox(with_faults(faults)).await;
+    assert!(client.set("conv_a1", None, "a", json!(1)).await >= 500);
+    assert!(client.get("conv_a1").send().await.unwrap().status().is_server_error());
+    assert_eq!(client.set("conv_b1", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.history().first().and_then(|entry| entry.conversation.clone()).as_deref(), Some("conv_a1"));
+}
+
+#[tokio::test]
+async fn the_token_endpoint_fails_where_a_rule_names_it() {
+    let tokens = Only { operations: vec![Operation::Token], ..Only::default() };
+    for (kind, status) in [(Kind::Forbidden, 403), (Kind::Throttle, 429), (Kind::Unauthorized, 401)] {
+        let (sandbox, client) = sandbox(settings()).await;
+        sandbox.set_faults(Faults::none().with(kind, Rule::times(1).only(tokens.clone())));
+        assert_eq!(client.get("conv_1").send().await.unwrap().status(), 200);
+        assert_eq!(client.ask_token("sandbox-secret").await, Err(status));
+        assert!(client.ask_token("sandbox-secret").await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn writes_at_once_on_one_conversation_are_noticed() {
+    let faults = Faults::none().with(Kind::HangBefore, Rule::times(1));
+    let (sandbox, client) = sandbox(with_faults(faults)).await;
+    let hanging = tokio::spawn({
+        let client = client.clone();
+        async move { client.patch("conv_1", None, json!({"a": {"value": 1}})).send().await.is_ok() }
+    });
+    until("the first write hangs", || sandbox.stats().in_flight == 1).await;
+    assert_eq!(client.set("conv_2", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.stats().overlapping_writes, 0);
+    assert_eq!(client.set("conv_1", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.stats().overlapping_writes, 1);
+    hanging.abort();
+    until("the first write is given up", || sandbox.stats().in_flight == 0).await;
+    assert_eq!(client.set("conv_1", None, "a", json!(1)).await, 200);
+    assert_eq!(sandbox.stats().overlapping_writes, 1);
 }

@@ -29,7 +29,8 @@ async fn busy(client: Client, name: usize) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
             Err(_) => continue,
         };
-        let version = read["contextVersion"].as_str().unwrap_or("none").to_owned();
+        let version = &read["contextVersion"];
+        let version = version.as_str().map_or_else(|| version.to_string(), str::to_owned);
         let key = format!("k{}", n % 4);
         let value = if n % 9 == 0 { Value::Null } else { json!({"by": name, "n": n}) };
         let request = client.patch(&id, Some(&version), json!({key: {"value": value, "scope": "user"}}));
@@ -89,9 +90,39 @@ async fn a_full_history_drops_its_oldest_entries_and_counts_them() {
     let entries = sandbox.history();
     assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [8, 9, 10]);
     assert_eq!(sandbox.stats().history_dropped, 7);
+    assert!(fold(&entries).is_err());
+    sandbox.check_history().unwrap();
     assert_eq!(sandbox.history_after(9, 10).0.len(), 1);
     let (none, next) = sandbox.history_after(99, 10);
     assert_eq!((none.len(), next), (0, 99));
+    assert_eq!(sandbox.history_after(u64::MAX, 10).0.len(), 0);
+}
+
+#[tokio::test]
+async fn a_history_is_bounded_in_bytes_too() {
+    let (sandbox, client) = sandbox(Settings { history_bytes: 20_000, ..settings() }).await;
+    for n in 0..10 {
+        client.set("conv_1", None, "a", json!(format!("{n}{}", "x".repeat(5_000)))).await;
+    }
+    assert_eq!(sandbox.history().len(), 3);
+    assert_eq!(sandbox.stats().history_dropped, 7);
+}
+
+#[tokio::test]
+async fn the_same_seed_and_requests_tell_the_same_story() {
+    let mut stories = Vec::new();
+    for seed in [5, 5, 6] {
+        let timed = [Kind::Latency, Kind::LateApply, Kind::HangBefore, Kind::HangAfter];
+        let mut faults = everything().parameters(|parameters| parameters.latency_ms = [0, 0]);
+        faults.rules.retain(|kind, _| !timed.contains(kind));
+        let (sandbox, client) = sandbox(Settings { faults, seed, ..settings() }).await;
+        busy(client, 1).await;
+        let told = |entry: &Entry| (entry.event, entry.version_after, entry.faults.clone(), entry.answer);
+        stories.push(sandbox.history().iter().map(told).collect::<Vec<_>>());
+    }
+    assert!(stories[0].len() > 20);
+    assert_eq!(stories[0], stories[1]);
+    assert_ne!(stories[0], stories[2]);
 }
 
 #[test]

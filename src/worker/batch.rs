@@ -1,0 +1,450 @@
+//! One batch of one conversation from lease to settlement: lease → ladder → execute → release → publish → settle.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::envelope::{AMBIGUOUS, Envelope};
+use super::outbox::{Outbox, Unconfirmed};
+use super::recent::Recent;
+use crate::bot::Bot;
+use crate::broker::{Message, header};
+use crate::config;
+use crate::job::ConversationId;
+use crate::ladder::Ladder;
+use crate::lease::{self, Contention, ConversationLease, Hold, Record};
+use crate::letter::Letter;
+use crate::metrics as names;
+use crate::outcome::{Outcome, Subject, Timings};
+use crate::pipeline::execute::{Cost, Ended, Ending, Executor, Memory, Task};
+use crate::pipeline::plan::{Applied, batch_len};
+use crate::pipeline::validate::Invalid;
+use crate::pipeline::verdict::{Reason, Rejection, Verdict};
+use crate::redis_link::RedisLink;
+use crate::retry;
+use crate::target::has_precondition;
+
+/// A job and what holds it.
+#[derive(Debug)]
+pub struct Held {
+    /// What to do.
+    pub task: Task,
+    /// Its message.
+    pub envelope: Envelope,
+}
+
+/// What all batches of a bot share.
+#[derive(Debug)]
+pub struct Context {
+    /// The bot.
+    pub bot: Arc<Bot>,
+    /// Attempts of a job.
+    pub retry: config::Retry,
+    /// Redis.
+    pub redis: Arc<RedisLink>,
+    /// Who waits on the retry ladder.
+    pub ladder: Arc<Ladder>,
+    /// What leaves the worker.
+    pub outbox: Arc<Outbox>,
+    /// What was ended lately.
+    pub recent: Mutex<Recent>,
+    /// No new work is begun.
+    pub stop: CancellationToken,
+    /// No new request is sent.
+    pub halt: CancellationToken,
+}
+
+/// Messages that stay unsettled: we are stopping, and they go back to their queue with the channel.
+pub type Unsettled = Vec<Envelope>;
+
+impl Context {
+    /// Works on the first jobs of a lane. Returns what is to be remembered of the conversation.
+    pub async fn work(
+        &self,
+        conversation: &ConversationId,
+        batch: Vec<Held>,
+        mut memory: Memory,
+    ) -> (Memory, Unsettled) {
+        let started = Instant::now();
+        let config = self.bot.config();
+        let contention = if has_precondition(config.dialect) { Contention::GoOn } else { Contention::WaitOut };
+        let lease = lease::acquire(&self.redis, &config.name, conversation, contention).await;
+        self.count_lease(&lease);
+        let mut unsettled = Unsettled::new();
+        let batch = self.let_follow(conversation, &lease, batch, &mut unsettled).await;
+        let (mut tasks, envelopes): (Vec<_>, Vec<_>) = batch.into_iter().map(|held| (held.task, held.envelope)).unzip();
+        let (endings, cost) = self.execute(conversation, &lease, &mut tasks, &mut memory).await;
+        let on_ladder = self.ladder.concerns(&config.name, conversation, &lease);
+        let version = memory.version().cloned();
+        let record = match &version {
+            Some(version) if cost.requests > 0 => Record::Set(version),
+            None if cost.requests > 0 => Record::Drop,
+            _ => Record::Keep,
+        };
+        let work = Work { started, cost, on_ladder };
+        let settle = self.settle(conversation, tasks, envelopes, endings, work);
+        let ((), left) = tokio::join!(lease.release(record), settle);
+        unsettled.extend(left);
+        (memory, unsettled)
+    }
+
+    /// Jobs that have others before them on the ladder follow these onto their rung; the rest is worked on.
+    async fn let_follow(
+        &self,
+        conversation: &ConversationId,
+        lease: &ConversationLease,
+        batch: Vec<Held>,
+        unsettled: &mut Unsettled,
+    ) -> Vec<Held> {
+        let bot = &self.bot.config().name;
+        if !self.ladder.concerns(bot, conversation, lease) {
+            return batch;
+        }
+        let mut rest = Vec::new();
+        for held in batch {
+            match self.ladder.standing(bot, conversation, &held.task.job.id).await {
+                Some(rung) => {
+                    let attempts = held.task.attempts;
+                    unsettled.extend(self.climb(conversation, held.task, held.envelope, rung, attempts).await);
+                }
+                None => rest.push(held),
+            }
+        }
+        rest
+    }
+
+    /// Endings of the tasks. A panic is caught; where several jobs were together, each is tried alone, so that
+    /// only the culprit ends.
+    async fn execute(
+        &self,
+        conversation: &ConversationId,
+        lease: &ConversationLease,
+        tasks: &mut [Task],
+        memory: &mut Memory,
+    ) -> (Vec<Ending>, Cost) {
+        let mut endings = Vec::with_capacity(tasks.len());
+        let mut cost = Cost::default();
+        while endings.len() < tasks.len() {
+            let rest = &mut tasks[endings.len()..];
+            if let Some(ending) = self.remembered(&rest[0]) {
+                endings.push(ending);
+                continue;
+            }
+            let known =
+                rest.iter().skip(1).position(|task| self.remembered(task).is_some()).map_or(rest.len(), |at| at + 1);
+            let count = batch_len(rest[..known].iter().map(|task| &task.job)).max(1);
+            let together = &mut rest[..count];
+            match self.guarded(conversation, lease, together, memory, &mut cost).await {
+                Some(ended) => endings.extend(ended),
+                None => {
+                    for task in together {
+                        let alone = std::slice::from_mut(task);
+                        match self.guarded(conversation, lease, alone, memory, &mut cost).await {
+                            Some(ended) => endings.extend(ended),
+                            None => endings.push(panicked(&alone[0])),
+                        }
+                    }
+                }
+            }
+        }
+        (endings, cost)
+    }
+
+    async fn guarded(
+        &self,
+        conversation: &ConversationId,
+        lease: &ConversationLease,
+        tasks: &mut [Task],
+        memory: &mut Memory,
+        cost: &mut Cost,
+    ) -> Option<Vec<Ending>> {
+        let executor = Executor {
+            bot: &self.bot,
+            redis: &self.redis,
+            retry: &self.retry,
+            conversation,
+            recorded: lease.recorded().filter(|_| cost.requests == 0),
+            stop: &self.stop,
+            halt: &self.halt,
+        };
+        let run = AssertUnwindSafe(executor.run(tasks, memory)).catch_unwind().await;
+        match run {
+            Ok((endings, spent)) => {
+                cost.add(spent);
+                Some(endings)
+            }
+            Err(_) => {
+                // Whatever it knew may be half of it.
+                *memory = Memory::default();
+                tracing::error!(bot = self.bot.config().name, %conversation, "a job made our code panic; it is caught");
+                None
+            }
+        }
+    }
+
+    /// The ending of a job that this worker ended before: its acknowledgement was lost, or it was sent twice.
+    fn remembered(&self, task: &Task) -> Option<Ending> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = recent.find(&task.mark, task.generation)?.clone();
+        Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
+    }
+
+    async fn settle(
+        &self,
+        conversation: &ConversationId,
+        tasks: Vec<Task>,
+        envelopes: Vec<Envelope>,
+        endings: Vec<Ending>,
+        work: Work,
+    ) -> Unsettled {
+        let mut unsettled = Unsettled::new();
+        let mut verdicts = Vec::new();
+        let mut rung = None;
+        for ((task, envelope), ending) in tasks.into_iter().zip(envelopes).zip(endings) {
+            match ending {
+                Ending::Verdict(ended) => {
+                    if work.on_ladder || task.attempts > 0 {
+                        self.ladder.step_off(&self.bot.config().name, conversation, &task.job.id).await;
+                    }
+                    verdicts.push(self.verdict(conversation, task, envelope, *ended, work));
+                }
+                Ending::Interrupted => unsettled.push(envelope),
+                Ending::Retry(detail) => {
+                    tracing::warn!(
+                        bot = self.bot.config().name, %conversation, job = %task.job.id,
+                        trace_id = detail.trace_id, "the target failed; the job waits: {detail}"
+                    );
+                    // All of a batch go onto the rung of the first, so that they keep their order.
+                    let rung = *rung.get_or_insert_with(|| self.rung(&task));
+                    let attempts = task.attempts + 1;
+                    unsettled.extend(self.climb(conversation, task, envelope, rung, attempts).await);
+                }
+            }
+        }
+        for left in join_all(verdicts.into_iter().map(|verdict| self.publish(verdict))).await {
+            unsettled.extend(left);
+        }
+        unsettled
+    }
+
+    fn rung(&self, task: &Task) -> usize {
+        match retry::next(&self.retry, task.attempts + 1, Timestamp::now(), task.job.deadline) {
+            retry::Next::Rung { index, .. } => index,
+            retry::Next::GiveUp => 0,
+        }
+    }
+
+    /// Puts a job onto a rung: place first, then publish, then ack.
+    async fn climb(
+        &self,
+        conversation: &ConversationId,
+        task: Task,
+        envelope: Envelope,
+        rung: usize,
+        attempts: u32,
+    ) -> Option<Envelope> {
+        let bot = &self.bot.config().name;
+        let delay = self.retry.schedule.get(rung).or(self.retry.schedule.last()).copied().unwrap_or_default();
+        self.ladder.climb(bot, conversation, &task.job.id, rung, delay).await;
+        let mut message = envelope
+            .message
+            .republish()
+            .with_integer(header::ATTEMPT, u64::from(attempts))
+            .with_first_seen(envelope.first_seen)
+            .with_text(header::TRACEPARENT, &envelope.traceparent);
+        if task.may_have_been_applied() {
+            message = message.with_integer(AMBIGUOUS, 1);
+        }
+        metrics::counter!(names::JOB_RETRIES, "bot" => bot.clone(), "rung" => config::show_duration(delay))
+            .increment(1);
+        match self.outbox.rung(delay, bot, &message).await {
+            Ok(()) => {
+                // Where the channel is gone the job comes twice, and the ledger knows.
+                let _ = envelope.receipt.ack().await;
+                None
+            }
+            Err(Unconfirmed) => Some(envelope),
+        }
+    }
+
+    /// Everything about a verdict but its publication.
+    fn verdict(
+        &self,
+        conversation: &ConversationId,
+        task: Task,
+        envelope: Envelope,
+        ended: Ended,
+        work: Work,
+    ) -> Sealed {
+        let attempts = task.attempts + u32::from(work.cost.requests > 0 && !ended.repeat);
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(
+            task.mark.clone(),
+            task.generation,
+            ended.verdict.clone(),
+        );
+        let outcome = Outcome {
+            subject: Subject::Job(task.job.id.clone()),
+            conversation: Some(conversation.clone()),
+            verdict: ended.verdict,
+            time: Timestamp::now(),
+            repeat: ended.repeat,
+            keys: ended.applied.keys,
+            unresolved: ended.applied.unresolved,
+            templates: ended.applied.templates,
+            version_before: ended.version_before,
+            version_after: ended.version_after,
+            conflicts: work.cost.conflicts,
+            attempts,
+            batch_size: ended.batch_size,
+            request_bytes: ended.request_bytes,
+            generation: task.generation,
+            timings: Timings {
+                queued: work.started.saturating_duration_since(envelope.received),
+                budget: work.cost.waited,
+                api: work.cost.took,
+                total: envelope.received.elapsed(),
+            },
+            traceparent: envelope.traceparent.clone(),
+        };
+        let status = ended.last_failure.and_then(|detail| detail.status);
+        self.seal(outcome, envelope, status)
+    }
+
+    /// The end of a message that is no job.
+    pub async fn reject(&self, envelope: Envelope, invalid: Invalid) -> Option<Envelope> {
+        let elapsed = envelope.received.elapsed();
+        let outcome = Outcome {
+            subject: Subject::new(invalid.job_id, &envelope.message.body),
+            conversation: invalid.conversation,
+            verdict: Verdict::NotApplied(invalid.rejection),
+            time: Timestamp::now(),
+            repeat: false,
+            keys: Vec::new(),
+            unresolved: Vec::new(),
+            templates: Vec::new(),
+            version_before: None,
+            version_after: None,
+            conflicts: 0,
+            attempts: envelope.attempts(),
+            batch_size: 1,
+            request_bytes: 0,
+            generation: envelope.generation(),
+            timings: Timings { total: elapsed, ..Timings::default() },
+            traceparent: envelope.traceparent.clone(),
+        };
+        self.publish(self.seal(outcome, envelope, None)).await
+    }
+
+    fn seal(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Sealed {
+        let config = self.bot.config();
+        let bot = config.name.clone();
+        metrics::counter!(names::JOBS, "bot" => bot.clone(), "verdict" => outcome.verdict.as_str()).increment(1);
+        let letter = outcome.verdict.rejection().map(|rejection| {
+            metrics::counter!(names::JOB_REASONS, "bot" => bot.clone(), "reason" => rejection.code.as_str())
+                .increment(1);
+            tracing::info!(
+                bot,
+                conversation = outcome.conversation.as_ref().map(ConversationId::as_str).unwrap_or_default(),
+                job = outcome.subject.job_id().map(crate::job::JobId::as_str).unwrap_or_default(),
+                reason = rejection.code.as_str(),
+                pointer = rejection.pointer,
+                "{}: {}",
+                outcome.verdict.as_str(),
+                rejection.text
+            );
+            self.letter(&outcome, rejection, &envelope, last_status)
+        });
+        let (routing_key, event) = self.outbox.seal(config, &outcome);
+        Sealed { routing_key, event, letter, envelope }
+    }
+
+    fn letter(
+        &self,
+        outcome: &Outcome,
+        rejection: &Rejection,
+        envelope: &Envelope,
+        last_status: Option<u16>,
+    ) -> Message {
+        let bot = &self.bot.config().name;
+        let letter = Letter {
+            reason: rejection.code.as_str(),
+            text: &rejection.text,
+            certainty: outcome.verdict.as_str(),
+            attempts: outcome.attempts,
+            first_seen: envelope.first_seen,
+            last_status,
+            trace_id: outcome.traceparent.split('-').nth(1),
+            generation: outcome.generation,
+            owner: (header::BOT, bot),
+        };
+        letter.message(&envelope.message, outcome.time)
+    }
+
+    /// Outcome, dead letter, ack: in this order, each after the one before is confirmed.
+    async fn publish(&self, sealed: Sealed) -> Option<Envelope> {
+        let Sealed { routing_key, event, letter, envelope } = sealed;
+        let bot = &self.bot.config().name;
+        let confirmed = async {
+            self.outbox.outcome(&routing_key, &event).await?;
+            if let Some(letter) = &letter {
+                self.outbox.dead_letter(letter).await?;
+                let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
+                metrics::counter!(names::DEAD_LETTERS, "bot" => bot.clone(), "reason" => reason).increment(1);
+            }
+            Ok::<_, Unconfirmed>(())
+        };
+        if confirmed.await.is_err() {
+            return Some(envelope);
+        }
+        metrics::histogram!(names::JOB_SECONDS, "bot" => bot.clone()).record(envelope.received.elapsed());
+        // Where the channel is gone the job comes again, and gets this verdict again.
+        let _ = envelope.receipt.ack().await;
+        None
+    }
+
+    fn count_lease(&self, lease: &ConversationLease) {
+        let bot = self.bot.config().name.clone();
+        metrics::histogram!(names::LEASE_WAIT_SECONDS, "bot" => bot.clone()).record(lease.waited());
+        let why = match lease.hold() {
+            Hold::Held => return,
+            Hold::HeldByAnother => "held",
+            Hold::RedisAway => "redis_away",
+        };
+        metrics::counter!(names::LEASES_WITHOUT, "bot" => bot, "why" => why).increment(1);
+    }
+}
+
+/// A verdict ready to be published.
+struct Sealed {
+    routing_key: String,
+    event: Message,
+    letter: Option<Message>,
+    envelope: Envelope,
+}
+
+/// What the outcomes of one batch share.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    started: Instant,
+    cost: Cost,
+    on_ladder: bool,
+}
+
+/// The end of a job on which our own code fails.
+fn panicked(task: &Task) -> Ending {
+    let text = "our own code failed on this job; the log has the place";
+    let verdict = if task.suspect || task.may_have_been_applied() {
+        Verdict::Unknown(Rejection::new(
+            Reason::AmbiguousWrite,
+            format!("an earlier try may have been applied; then {text}"),
+        ))
+    } else {
+        Verdict::NotApplied(Rejection::new(Reason::Panicked, text))
+    };
+    Ending::Verdict(Box::new(Ended { applied: Applied::default(), ..Ended::plain(verdict) }))
+}
