@@ -19,6 +19,7 @@ use crate::breaker::{Admission, Breaker, Pass, Phase, Settings, Sign};
 use crate::config;
 use crate::job::{ConversationId, Version};
 use crate::limiter::Limiter;
+use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::target::{Failure, Read, SetUpError, Target, Write};
 
@@ -48,6 +49,8 @@ struct Pauses {
     why: Option<Why>,
     /// 429s without a `Retry-After`, one counted per pause.
     in_a_row: u32,
+    /// What the metric says.
+    shown: Option<Why>,
 }
 
 /// Why a bot is held.
@@ -129,7 +132,7 @@ impl Bot {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
-            self.once_more()
+            self.spend()
         };
         let answer = self.target.read_charged(conversation, trace, again).await;
         let took = sent.elapsed();
@@ -167,14 +170,21 @@ impl Bot {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
-            self.once_more()
+            self.spend()
         };
         let answer = self.target.write_charged(conversation, body, if_match, trace, again).await;
         let took = sent.elapsed();
         let failure = match &answer {
-            Write::Applied { .. } | Write::Conflict => None,
+            Write::Applied { .. } => None,
+            Write::Conflict => {
+                metrics::counter!(names::CONFLICTS, "bot" => self.config.name.clone()).increment(1);
+                None
+            }
             Write::Failed(failure) => Some(failure),
         };
+        if let Some(Failure::Ambiguous(_)) = failure {
+            metrics::counter!(names::AMBIGUOUS, "bot" => self.config.name.clone()).increment(1);
+        }
         self.learn(permit, failure).await;
         Spent { answer, waited, took, requests }
     }
@@ -186,7 +196,7 @@ impl Bot {
             let pass = self.pass().await;
             // Owned from here on, so that a caller who goes away while waiting gives the pass back.
             let mut permit = Permit { bot: self, pass: Some(pass), waited: Duration::ZERO };
-            self.limiter.acquire().await;
+            self.spend().await;
             if self.breaker().phase(Instant::now()) != Phase::Open {
                 permit.waited = asked.elapsed();
                 return permit;
@@ -204,11 +214,25 @@ impl Bot {
     /// Why and until when no work is started; `None`: it may be.
     #[must_use]
     pub fn holding(&self) -> Option<Holding> {
-        if let Some(until) = self.breaker().open_until(Instant::now()) {
-            return Some(Holding { why: Why::BreakerOpen, until });
+        let open_until = self.breaker().open_until(Instant::now());
+        let paused_until = self.limiter.paused_until();
+        let mut pauses = self.pauses();
+        let holding = match (open_until, paused_until) {
+            (Some(until), _) => Some(Holding { why: Why::BreakerOpen, until }),
+            (None, Some(until)) => Some(Holding { why: pauses.why.unwrap_or(Why::Throttled), until }),
+            (None, None) => None,
+        };
+        let why = holding.map(|holding| holding.why);
+        if pauses.shown != why {
+            let gauge = |why: Why, value: f64| {
+                let bot = self.config.name.clone();
+                metrics::gauge!(names::BOT_HOLDING, "bot" => bot, "why" => why.as_str()).set(value);
+            };
+            pauses.shown.into_iter().for_each(|why| gauge(why, 0.0));
+            why.into_iter().for_each(|why| gauge(why, 1.0));
+            pauses.shown = why;
         }
-        let until = self.limiter.paused_until()?;
-        Some(Holding { why: self.pauses().why.unwrap_or(Why::Throttled), until })
+        holding
     }
 
     /// The breaker's phase, for metrics.
@@ -234,8 +258,10 @@ impl Bot {
         }
     }
 
-    async fn once_more(&self) {
-        self.limiter.acquire().await;
+    /// Takes one request of the budget.
+    async fn spend(&self) {
+        let waited = self.limiter.acquire().await;
+        metrics::histogram!(names::LIMITER_WAIT_SECONDS, "bot" => self.config.name.clone()).record(waited);
     }
 
     /// What an answer means for the requests after it.
@@ -336,6 +362,12 @@ impl Permit<'_> {
         };
         self.bot.changed.notify_waiters();
         let bot = &self.bot.config.name;
+        let gauge = match after {
+            Phase::Closed => 0.0,
+            Phase::Open => 1.0,
+            Phase::HalfOpen | Phase::Ramping => 2.0,
+        };
+        metrics::gauge!(names::BOT_BREAKER, "bot" => bot.clone()).set(gauge);
         match (before, after) {
             (Phase::Open, _) | (Phase::Ramping, Phase::Closed) => {}
             (_, Phase::Open) => tracing::warn!(bot, "too many requests failed; the bot's circuit breaker opens"),

@@ -12,8 +12,10 @@ use crate::job::{ConversationId, JobId, Version};
 use crate::ladder::Ladder;
 use crate::lease::{self, Contention, Hold, Record};
 use crate::limiter::Limiter;
+use crate::pipeline::evicted::{Evicted, Memory};
+use crate::pipeline::ledger::{LowWater, Mark};
 use crate::servers;
-use crate::witness::{self, Reach};
+use crate::witness;
 
 /// A Redis of the test's own; `None` (said on standard error) on a machine without one.
 pub(crate) async fn private_redis() -> Option<(servers::Redis, Arc<RedisLink>)> {
@@ -240,11 +242,11 @@ async fn with_redis_later_jobs_follow_the_earlier_ones_whoever_works() {
     let (one, two) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     let (id, job) = (conversation("conv_2"), |name| JobId::new(name).unwrap());
     one.climb("b", &id, &job("first"), 2, Duration::from_secs(5)).await;
-    assert_eq!(two.standing("b", &id, &job("second")).await, Some(2));
+    assert_eq!(two.standings("b", &id, &[&job("second")]).await[0], Some(2));
     let lease = lease::acquire(&link, "b", &id, Contention::GoOn).await;
     assert!(two.concerns("b", &id, &lease));
     two.step_off("b", &id, &job("first")).await;
-    assert_eq!(one.standing("b", &id, &job("second")).await, None, "what the other stepped off is off");
+    assert_eq!(one.standings("b", &id, &[&job("second")]).await[0], None, "what the other stepped off is off");
     lease.release(Record::Keep).await;
     let lease = lease::acquire(&link, "b", &id, Contention::GoOn).await;
     assert!(!two.concerns("b", &id, &lease));
@@ -257,36 +259,43 @@ async fn the_line_outlives_the_loss_of_redis() {
     ladder.climb("b", &id, &job("first"), 0, Duration::from_secs(5)).await;
     server.kill9().await.unwrap();
     within("away", link.wait_until(false)).await;
-    assert_eq!(ladder.standing("b", &id, &job("second")).await, Some(0));
+    assert_eq!(ladder.standings("b", &id, &[&job("second")]).await[0], Some(0));
     ladder.climb("b", &id, &job("second"), 0, Duration::from_secs(5)).await;
     server.start_again().await.unwrap();
     within("back", link.wait_until(true)).await;
     server.wipe().await.unwrap();
-    assert_eq!(ladder.standing("b", &id, &job("third")).await, Some(0), "what was taken in the outage counts on");
+    assert_eq!(
+        ladder.standings("b", &id, &[&job("third")]).await[0],
+        Some(0),
+        "what was taken in the outage counts on"
+    );
     ladder.step_off("b", &id, &job("second")).await;
-    assert_eq!(ladder.standing("b", &id, &job("third")).await, None);
+    assert_eq!(ladder.standings("b", &id, &[&job("third")]).await[0], None);
 }
 
 #[tokio::test]
 async fn evictions_are_recalled_by_the_count_of_the_ledger() {
     let Some((server, link)) = private_redis().await else { return };
     let id = conversation("conv_1");
-    let reach = |evicted, at| Reach { evicted, at };
-    let recall = async |evicted| witness::recall(&link, "b", &id, evicted).await.map(|all| (all.marks, all.since));
-    let marks = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let reach = |evicted, at| LowWater { evicted, at };
+    let recall = async |evicted| witness::recall(&link, "b", &id, evicted).await;
+    let memory = |text: &str, evicted, since| {
+        let marks = text.split(' ').map(|mark| Mark::from_text(mark.to_owned())).collect();
+        Some(Evicted::restore(marks, evicted, since))
+    };
     assert_eq!(recall(2).await, None);
     witness::record(&link, "b", &id, &["a", "b"], None, reach(2, 100)).await;
-    assert_eq!(recall(2).await, Some((marks("a b"), None)));
+    assert_eq!(recall(2).await, memory("a b", 2, None));
     // Two PATCHes are tried from one ledger; either may be the one that gets through.
     witness::record(&link, "b", &id, &["c"], Some(reach(2, 100)), reach(3, 110)).await;
     witness::record(&link, "b", &id, &["c", "d"], Some(reach(2, 100)), reach(4, 110)).await;
-    assert_eq!(recall(2).await, Some((marks("a b c d"), None)));
-    assert_eq!(recall(3).await, Some((marks("a b c d"), None)));
-    assert_eq!(recall(4).await, Some((marks("a b c d"), None)));
+    for evicted in [2, 3, 4] {
+        assert_eq!(recall(evicted).await, memory("a b c d", evicted, None));
+    }
     // Somebody evicted without recording.
     assert_eq!(recall(7).await, None);
     witness::record(&link, "b", &id, &["h"], Some(reach(7, 130)), reach(8, 140)).await;
-    assert_eq!(recall(8).await, Some((marks("a b c d h"), Some(130))));
+    assert_eq!(recall(8).await, memory("a b c d h", 8, Some(130)));
     server.wipe().await.unwrap();
     assert_eq!(recall(8).await, None);
 }
@@ -297,17 +306,21 @@ async fn a_full_memory_lets_the_oldest_evictions_go_and_says_so() {
     let id = conversation("conv_1");
     let names = (0..witness::MAX_MARKS).map(|number| format!("m{number:05}")).collect::<Vec<_>>();
     let names = names.iter().map(String::as_str).collect::<Vec<_>>();
-    let reach = |evicted, at| Reach { evicted, at };
-    witness::record(&link, "b", &id, &names[..5_000], None, reach(5_000, 100)).await;
-    witness::record(&link, "b", &id, &names[5_000..], Some(reach(5_000, 100)), reach(10_000, 200)).await;
-    assert_eq!(witness::recall(&link, "b", &id, 10_000).await.unwrap().since, None);
+    let reach = |evicted, at| Some(LowWater { evicted, at });
+    let record = async |marks: &[&str], before, after: Option<LowWater>| {
+        witness::record(&link, "b", &id, marks, before, after.unwrap()).await;
+    };
+    record(&names[..5_000], None, reach(5_000, 100)).await;
+    record(&names[5_000..], reach(5_000, 100), reach(10_000, 200)).await;
+    let all = witness::recall(&link, "b", &id, 10_000).await.unwrap();
+    assert!(all.is_complete(reach(10_000, 200)));
     for number in 0..40 {
-        let more = format!("more{number}");
-        let (before, after) = (reach(10_000 + number, 300), reach(10_001 + number, 300));
-        witness::record(&link, "b", &id, &[&more], Some(before), after).await;
+        record(&[&format!("more{number}")], reach(10_000 + number, 300), reach(10_001 + number, 300)).await;
     }
-    let all = witness::recall(&link, "b", &id, 10_040).await.unwrap();
-    assert_eq!((all.marks.len(), all.since), (witness::MAX_MARKS, Some(100)));
-    assert_eq!((all.marks[0].as_str(), all.marks[9_999].as_str()), ("m00040", "more9"));
+    let (all, low) = (witness::recall(&link, "b", &id, 10_040).await.unwrap(), reach(10_040, 300));
+    assert_eq!(all.len(), witness::MAX_MARKS);
+    let find = |mark: &str| all.find(&Mark::from_text(mark.to_owned()), low);
+    assert_eq!((find("m00040"), find("more39")), (Memory::Applied, Memory::Applied));
+    assert_eq!(find("m00039"), Memory::NotSince(jiff::Timestamp::from_second(100).unwrap()));
     assert_eq!(witness::recall(&link, "b", &id, 10_001).await, None, "old counts are let go too");
 }
