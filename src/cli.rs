@@ -47,6 +47,9 @@ enum Command {
     /// Lists, shows and replays what ended in failure
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Lists, tests, enables, disables webhook receivers; rotates their secrets
+    #[command(subcommand)]
+    Endpoints(crate::relay::command::Command),
     /// Checks or shows the settings
     #[command(subcommand)]
     Config(config::Command),
@@ -111,6 +114,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inject(args) => inject::run(args, config).await,
         Command::Topology(command) => crate::broker::topology::run(&command, &config).await,
         Command::DeadLetters(command) => dead_letters::run(command, config).await,
+        Command::Endpoints(command) => crate::relay::command::run(command, config).await,
         Command::Sandbox(_) | Command::Demo(_) | Command::Schema(_) | Command::Health(_) | Command::Config(_) => {
             unreachable!("handled above")
         }

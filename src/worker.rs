@@ -105,8 +105,8 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
         intakes.spawn(Intake::new(context, taking.clone(), &names, health.clone()).run());
     }
     let relay = with_relay.then(|| {
-        let (config, broker, stop) = (config.clone(), taking.clone(), stop.clone());
-        tokio::spawn(async move { relay::serve(&config, &broker, stop).await })
+        let (config, broker, health, stop) = (config.clone(), taking.clone(), health.clone(), stop.clone());
+        tokio::spawn(async move { relay::serve(&config, &broker, &health, stop).await })
     });
 
     shutdown.ordered().await;

@@ -158,6 +158,9 @@ pub async fn of_event(memory: &Memory, event: &str, endpoints: &[String]) -> Red
 }
 
 async fn read(memory: &Memory, key: &str, limit: isize) -> RedisResult<Vec<Record>> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
     let texts: Vec<String> = memory.redis().lrange(memory.key(key), 0, limit - 1).await?;
     Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
 }

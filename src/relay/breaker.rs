@@ -141,6 +141,13 @@ impl Breaker {
         }
     }
 
+    /// Ends the wait of an open breaker: the next try is a probe.
+    pub fn probe_now(&mut self, now: Instant) {
+        if let Phase::Open { until } = &mut self.phase {
+            *until = now;
+        }
+    }
+
     /// What must outlive the process. `now_ms` is Unix time.
     #[must_use]
     pub fn saved(&self, now: Instant, now_ms: i64) -> Saved {

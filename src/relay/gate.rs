@@ -45,6 +45,7 @@ struct Inner {
     /// Whether Redis knows of `disabled`. While it does not, its silence is not an order to enable.
     disabled_is_known: bool,
     saved: Option<Saved>,
+    last_wish_ms: i64,
 }
 
 impl Gate {
@@ -52,7 +53,8 @@ impl Gate {
     #[must_use]
     pub fn new(limits: Limits, now: Instant) -> Self {
         let breaker = Breaker::new(limits, now);
-        let inner = Inner { breaker, disabled: None, disabled_is_known: true, saved: None };
+        let last_wish_ms = Timestamp::now().as_millisecond();
+        let inner = Inner { breaker, disabled: None, disabled_is_known: true, saved: None, last_wish_ms };
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
@@ -172,6 +174,19 @@ impl Gate {
         followed
     }
 
+    /// An operator's wish of this time (Unix, in milliseconds): probe a broken endpoint at once. Each wish counts
+    /// once, and none from before this process.
+    pub fn probe_now(&self, wished_at_ms: i64, now: Instant) {
+        let mut inner = self.lock();
+        if wished_at_ms <= inner.last_wish_ms {
+            return;
+        }
+        inner.last_wish_ms = wished_at_ms;
+        inner.breaker.probe_now(now);
+        drop(inner);
+        self.wake();
+    }
+
     /// Takes over the breaker of an earlier process.
     pub fn restore(&self, saved: Saved, now: Instant, now_ms: i64) {
         let mut inner = self.lock();
@@ -283,6 +298,21 @@ mod tests {
         next.restore(saved, now, 0);
         assert_eq!(next.opening(now), Opening::Wait(now + LIMITS.open_for));
         assert_eq!(next.unsaved(now, 0), None);
+    }
+
+    #[test]
+    fn a_wish_for_a_probe_counts_once_and_an_old_one_not_at_all() {
+        let now = Instant::now();
+        let gate = Gate::new(LIMITS, now);
+        let wished = Timestamp::now().as_millisecond() + 1_000;
+        open_breaker(&gate, now);
+        gate.probe_now(1, now);
+        assert_eq!(gate.opening(now), Opening::Wait(now + LIMITS.open_for));
+        gate.probe_now(wished, now);
+        assert_eq!(gate.opening(now), Opening::Probe);
+        open_breaker(&gate, now);
+        gate.probe_now(wished, now);
+        assert!(matches!(gate.opening(now), Opening::Wait(_)));
     }
 
     #[tokio::test]

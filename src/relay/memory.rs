@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::Saved;
 use super::gate::{Disabled, Followed, Gate};
+use crate::admin::{Condition, Health};
 use crate::config;
 
 /// How often running relays look.
@@ -85,14 +86,15 @@ impl Memory {
         self.put("disabled", endpoint, disabled).await
     }
 
-    /// Forgets that an endpoint is disabled, and what its breaker knew. Whether it was disabled.
+    /// Forgets that an endpoint is disabled, and wishes for a probe where its breaker is open. Whether it was
+    /// disabled.
     ///
     /// # Errors
     /// Redis cannot be told.
     pub async fn enable(&self, endpoint: &str) -> RedisResult<bool> {
         let mut redis = self.redis.clone();
         let removed: u32 = redis.hdel(self.key("disabled"), endpoint).await?;
-        let _: () = redis.hdel(self.key("breakers"), endpoint).await?;
+        self.put("wishes", endpoint, &Timestamp::now().as_millisecond()).await?;
         Ok(removed > 0)
     }
 
@@ -129,8 +131,8 @@ impl Memory {
         let _ = self.follow_once(gates).await;
     }
 
-    /// Follows orders and saves breakers until `stop`.
-    pub async fn follow(self, gates: Gates, stop: CancellationToken) {
+    /// Follows orders and saves breakers until `stop`; says in `health`, as part `relay-memory`, whether that works.
+    pub async fn follow(self, gates: Gates, health: Health, stop: CancellationToken) {
         let mut away = false;
         let mut ticks = tokio::time::interval(FOLLOW_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -144,6 +146,11 @@ impl Memory {
                 _ => {}
             }
             away = outcome.is_err();
+            let condition = match outcome {
+                Ok(()) => Condition::Ready,
+                Err(error) => Condition::Degraded(format!("Redis is away: {error}")),
+            };
+            health.set("relay-memory", condition);
         }
         // The last state, for the next process.
         let _ = self.follow_once(&gates).await;
@@ -159,6 +166,11 @@ impl Memory {
             if let Some(saved) = gate.unsaved(now, now_ms) {
                 self.save_breaker(name, &saved).await?;
                 gate.saved(saved);
+            }
+        }
+        for (endpoint, wished_at_ms) in self.table::<i64>("wishes").await? {
+            if let Some(gate) = gates.get(&endpoint) {
+                gate.probe_now(wished_at_ms, now);
             }
         }
         let mut disabled = self.disabled().await?;

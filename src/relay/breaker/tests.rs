@@ -194,6 +194,16 @@ fn a_probe_that_did_not_end_is_made_again() {
 }
 
 #[test]
+fn an_operator_may_ask_for_the_probe_at_once() {
+    let now = Instant::now();
+    let mut breaker = opened(now);
+    breaker.probe_now(now);
+    assert!(go(&mut breaker, now).is_probe());
+    breaker.probe_now(now);
+    assert!(matches!(breaker.admit(now), Admission::Full), "still a single one");
+}
+
+#[test]
 fn being_open_survives_the_process_but_not_a_wrong_clock() {
     let start = Instant::now();
     let breaker = opened(start);

@@ -1,0 +1,101 @@
+//! What the relay says about its endpoints: gauges, and a part of the readiness report.
+//!
+//! An endpoint that gets nothing makes the process *degraded*, never unready: the others are served, and a restart
+//! would not help.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::breaker::State;
+use super::gate::{Disabled, Gate};
+use super::memory::Gates;
+use crate::admin::{Condition, Health};
+use crate::broker::Broker;
+use crate::broker::topology::{self, Names};
+use crate::metrics as names;
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Every so many looks the queues' lengths are read, which costs the broker something.
+const LENGTHS_EVERY: u32 = 10;
+/// The part of the readiness report.
+const PART: &str = "relay";
+
+/// Looks at all endpoints.
+pub(super) struct Watch {
+    pub(super) broker: Broker,
+    pub(super) names: Names,
+    pub(super) gates: Gates,
+    /// Endpoints that their settings make unusable, and why.
+    pub(super) unusable: BTreeMap<String, String>,
+}
+
+impl Watch {
+    /// Looks until `stop`.
+    pub(super) async fn keep(self, health: Health, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = 0u32;
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            health.set(PART, self.condition());
+            for (endpoint, gate) in &self.gates {
+                self.gauge(endpoint, gate);
+            }
+            if looks.is_multiple_of(LENGTHS_EVERY) {
+                stop.run_until_cancelled(self.read_lengths()).await;
+            }
+            looks = looks.wrapping_add(1);
+        }
+    }
+
+    /// Why an endpoint gets nothing, if it gets nothing.
+    fn why_not(&self, endpoint: &str, gate: &Gate) -> Option<String> {
+        if let Some(error) = self.unusable.get(endpoint) {
+            return Some(error.clone());
+        }
+        if let Some(Disabled { reason, .. }) = gate.disabled() {
+            return Some(format!("{endpoint} is disabled: {reason}"));
+        }
+        let (state, _) = gate.breaker();
+        (state == State::Open).then(|| format!("{endpoint} is broken and left alone for a while"))
+    }
+
+    fn condition(&self) -> Condition {
+        let mut reasons =
+            self.gates.iter().filter_map(|(endpoint, gate)| self.why_not(endpoint, gate)).collect::<Vec<_>>();
+        if reasons.is_empty() {
+            return Condition::Ready;
+        }
+        reasons.sort();
+        Condition::Degraded(format!("events wait in the queues of endpoints: {}", reasons.join("; ")))
+    }
+
+    fn gauge(&self, endpoint: &str, gate: &Gate) {
+        let label = || endpoint.to_owned();
+        let (state, in_flight) = gate.breaker();
+        let breaker = match state {
+            State::Closed => 0.0,
+            State::Open => 1.0,
+            State::Probing | State::Ramp(_) => 2.0,
+        };
+        let disabled = self.unusable.contains_key(endpoint) || gate.disabled().is_some();
+        metrics::gauge!(names::WEBHOOK_DISABLED, "endpoint" => label()).set(f64::from(u8::from(disabled)));
+        metrics::gauge!(names::WEBHOOK_BREAKER, "endpoint" => label()).set(breaker);
+        metrics::gauge!(names::WEBHOOKS_IN_FLIGHT, "endpoint" => label()).set(f64::from(in_flight));
+    }
+
+    async fn read_lengths(&self) {
+        let connection = self.broker.connection().await;
+        for (endpoint, gate) in &self.gates {
+            let label = || endpoint.clone();
+            let Ok(Some(depth)) = topology::depth(&connection, &self.names.webhooks_of(endpoint)).await else {
+                continue;
+            };
+            let parked = if self.why_not(endpoint, gate).is_some() { depth.ready } else { 0 };
+            metrics::gauge!(names::WEBHOOKS_WAITING, "endpoint" => label()).set(f64::from(depth.ready));
+            metrics::gauge!(names::WEBHOOKS_PARKED, "endpoint" => label()).set(f64::from(parked));
+        }
+    }
+}
