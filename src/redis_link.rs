@@ -245,3 +245,6 @@ async fn ask(connection: &mut MultiplexedConnection) -> Result<(), String> {
         Ok(Ok(_)) => Ok(()),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
