@@ -19,6 +19,7 @@ mod endpoint;
 mod reader;
 
 pub use endpoint::{Endpoint, EndpointKind};
+pub(crate) use reader::parse_duration;
 use reader::{ENV_PREFIX, Environment, Section};
 pub use reader::{Problem, show_duration};
 

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::job::{ConversationId, Version};
 use crate::ladder;
+use crate::metrics as names;
 use crate::redis_link::{Away, RedisLink};
 
 /// How long a lease holds.
@@ -106,6 +107,7 @@ pub enum Record<'a> {
 #[derive(Debug)]
 pub struct ConversationLease {
     link: Arc<RedisLink>,
+    bot: String,
     lease_key: String,
     version_key: String,
     line_key: String,
@@ -129,6 +131,7 @@ pub async fn acquire(
     let tag = format!("{bot}:{conversation}");
     let mut lease = ConversationLease {
         link: Arc::clone(link),
+        bot: bot.to_owned(),
         lease_key: link.key("lease", &tag),
         version_key: link.key("version", &tag),
         line_key: ladder::line_key(link, &tag),
@@ -219,6 +222,7 @@ impl ConversationLease {
     fn renewal(&self) -> Renewal {
         Renewal {
             link: Arc::clone(&self.link),
+            bot: self.bot.clone(),
             key: self.lease_key.clone(),
             token: self.token.clone(),
             lost: Arc::clone(&self.lost),
@@ -240,6 +244,7 @@ impl Drop for ConversationLease {
 
 struct Renewal {
     link: Arc<RedisLink>,
+    bot: String,
     key: String,
     token: String,
     lost: Arc<AtomicBool>,
@@ -253,6 +258,7 @@ impl Renewal {
             // Away is not lost: the next renewal may find it in time.
             if self.link.call::<i64>(script.arg(&self.token).arg(milliseconds(HOLDS))).await == Ok(0) {
                 self.lost.store(true, Ordering::Relaxed);
+                metrics::counter!(names::LEASES_LOST, "bot" => self.bot).increment(1);
                 return;
             }
         }

@@ -133,6 +133,12 @@ impl Broker {
         &self.server.url
     }
 
+    /// Whether it is ours, so that it may be killed and goes with everything in it.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.server.run.is_some()
+    }
+
     /// Kills it with SIGKILL and waits until it is gone. Its data stay.
     ///
     /// # Errors

@@ -263,3 +263,6 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,6 +193,12 @@ impl Receipt {
         }
     }
 
+    /// Leaves the message to the end of its subscription, or of the process: then the broker has it back, in its
+    /// place. For those who look through a queue.
+    pub fn leave(mut self) {
+        self.held = None;
+    }
+
     /// Whether the channel lives, so that settling can succeed.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -6,6 +6,9 @@ use anyhow::{Context as _, ensure};
 use rust_decimal::Decimal;
 use serde_json::Value;
 
+/// What the template of the reference example must become.
+const REFERENCE_TEXT: &str = "Welcome premium user. Your cart contains 149.99.";
+
 /// One message and what is known about it beforehand.
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -87,7 +90,12 @@ impl Input {
             })
         };
         let job = |name: &str, text: &str| message(text).with_context(|| format!("{name} holds no job of the demo"));
-        let reference = job("reference.json", &text("reference.json")?)?;
+        let mut reference = job("reference.json", &text("reference.json")?)?;
+        for variable in reference.job.iter_mut().flat_map(|job| &mut job.variables) {
+            if matches!(variable.effect, Effect::Rendered) {
+                variable.effect = Effect::Set(REFERENCE_TEXT.into());
+            }
+        }
         let mut jobs = Vec::new();
         for (at, line) in text("jobs.jsonl")?.lines().enumerate() {
             jobs.push(job(&format!("jobs.jsonl, line {}", at + 1), line)?);

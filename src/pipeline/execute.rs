@@ -477,7 +477,10 @@ impl Run<'_> {
                         return Ok(Step::Moved);
                     }
                 }
-                Failure::Refused(detail) => return Ok(Step::Refused(detail)),
+                Failure::Refused(detail) => {
+                    self.last_failure = Some(detail.clone());
+                    return Ok(Step::Refused(detail));
+                }
                 Failure::NotFound(detail) => return Err(Halt::NotFound(detail)),
             }
         }

@@ -193,11 +193,7 @@ fn read_deadline(fields: &mut Fields, default: Duration, source: &Source<'_>) ->
 fn read_base_version(fields: &mut Fields) -> Result<Option<Version>, Rejection> {
     match fields.take("base_version") {
         None => Ok(None),
-        Some(Value::String(text))
-            if (1..=256).contains(&text.len()) && text.bytes().all(|byte| (0x21..0x7f).contains(&byte)) =>
-        {
-            Ok(Some(Version::new(text)))
-        }
+        Some(Value::String(text)) if (1..=256).contains(&text.len()) => Ok(Some(Version::new(text))),
         Some(Value::Number(number)) if number.is_u64() => Ok(Some(Version::new(number.to_string()))),
         Some(_) => {
             Err(violation("/base_version", "must be the version as the platform tells it: a text or a whole number"))

@@ -24,15 +24,17 @@ use tokio::sync::watch;
 /// `$1` is the log, the rest the command. `HELPER` is a command that must run as long as the child does,
 /// `CONTAINER` the container in which the child really runs, `SCRATCH` a directory to remove when we are gone.
 const SCRIPT: &str = r#"
-log=$1; shift
+log=$1 helper=$HELPER container=$CONTAINER scratch=$SCRATCH
+shift
+unset SCRIPT HELPER CONTAINER SCRATCH
 exec 3<&0 </dev/null
-helper= ended=
+helped= ended=
 hit() {
-    if [ -n "$CONTAINER" ]; then docker kill -s "$1" "$CONTAINER" >/dev/null 2>&1
+    if [ -n "$container" ]; then docker kill -s "$1" "$container" >/dev/null 2>&1
     else kill -s "$1" "$child" 2>/dev/null; fi
 }
-trap '[ -n "$ended" ] || { hit KILL; [ -z "$CONTAINER" ] || kill -s KILL "$child"; }' USR1
-if [ -n "$HELPER" ]; then $HELPER 3<&- >/dev/null 2>&1 & helper=$!; fi
+trap '[ -n "$ended" ] || { hit KILL; [ -z "$container" ] || kill -s KILL "$child"; }' USR1
+if [ -n "$helper" ]; then $helper 3<&- >/dev/null 2>&1 & helped=$!; fi
 "$@" 3<&- >>"$log" 2>&1 &
 child=$!
 echo "$child"
@@ -49,13 +51,13 @@ watcher=$!
 while wait "$child"; status=$?; [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
 ended=1
 trap '' PIPE # nobody may be left to hear
-[ -z "$helper" ] || { kill -s KILL "$helper"; wait "$helper" 2>/dev/null; }
+[ -z "$helped" ] || { kill -s KILL "$helped"; wait "$helped" 2>/dev/null; }
 echo "$status" 2>/dev/null
 exec >/dev/null 2>&1
 while :; do wait "$watcher"; left=$?; kill -0 "$watcher" 2>/dev/null || break; done
 if [ "$left" -ne 0 ]; then
-    [ -z "$CONTAINER" ] || docker rm -fv "$CONTAINER"
-    [ -z "$SCRATCH" ] || rm -rf "$SCRATCH" || { sleep 1; rm -rf "$SCRATCH"; }
+    [ -z "$container" ] || docker rm -fv "$container"
+    [ -z "$scratch" ] || rm -rf "$scratch" || { sleep 1; rm -rf "$scratch"; }
 fi
 "#;
 
@@ -96,7 +98,8 @@ impl Watched {
     /// Where the shell cannot be started. A command that is not there ends with status 127.
     pub fn spawn(spec: &Spec) -> std::io::Result<Watched> {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", SCRIPT, "watched"]).arg(&spec.log).args(&spec.command);
+        // In the environment, where it does not fill the list of processes.
+        command.args(["-c", "eval \"$SCRIPT\"", "watched"]).arg(&spec.log).args(&spec.command);
         for (name, _) in std::env::vars_os() {
             if spec.env_remove.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
                 command.env_remove(name);
@@ -104,6 +107,7 @@ impl Watched {
         }
         command
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
+            .env("SCRIPT", SCRIPT)
             .env("HELPER", spec.helper.clone().unwrap_or_default())
             .env("CONTAINER", spec.container.clone().unwrap_or_default())
             .env("SCRATCH", spec.scratch.clone().unwrap_or_default())

@@ -105,9 +105,11 @@ impl Context {
         if !self.ladder.concerns(bot, conversation, lease) {
             return batch;
         }
+        let jobs = batch.iter().map(|held| &held.task.job.id).collect::<Vec<_>>();
+        let standings = self.ladder.standings(bot, conversation, &jobs).await;
         let mut rest = Vec::new();
-        for held in batch {
-            match self.ladder.standing(bot, conversation, &held.task.job.id).await {
+        for (held, follows) in batch.into_iter().zip(standings) {
+            match follows {
                 Some(rung) => {
                     let attempts = held.task.attempts;
                     unsettled.extend(self.climb(conversation, held.task, held.envelope, rung, attempts).await);

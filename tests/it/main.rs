@@ -22,6 +22,7 @@ mod folds_and_orders;
 mod foreign_clients;
 mod goes_on_without_redis;
 mod holds_the_hash_chain;
+mod leaves_nothing_behind;
 mod rejects_bad_input;
 mod relay;
 mod replays_dead_letters;

@@ -198,12 +198,7 @@ impl World {
 
     /// A short command of the real binary: its exit code and what it printed, errors after output.
     pub async fn command(&self, arguments: &[&str]) -> (i32, String) {
-        run_to_end(arguments, Some(&self.settings), "").await
-    }
-
-    /// The same with text on its standard input.
-    pub async fn command_with_input(&self, arguments: &[&str], input: &str) -> (i32, String) {
-        run_to_end(arguments, Some(&self.settings), input).await
+        run_to_end(arguments, Some(&self.settings)).await
     }
 
     /// A short command that must succeed and print one JSON document or JSON lines.
@@ -218,11 +213,11 @@ impl World {
         }
     }
 
-    /// A file in the world's directory.
-    pub fn file(&self, name: &str, content: &str) -> String {
+    /// A directory in the world's directory.
+    pub fn directory(&self, name: &str) -> PathBuf {
         let path = self.directory.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
+        std::fs::create_dir(&path).unwrap();
+        path
     }
 }
 

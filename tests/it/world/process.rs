@@ -5,7 +5,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use context_injector::servers::watched::{Spec, Watched};
-use tokio::io::AsyncWriteExt;
 
 use super::{LIMIT, eventually};
 
@@ -117,7 +116,7 @@ impl Process {
 }
 
 /// Runs a command of the real binary to its end: exit code, and its output; after a failure its errors too.
-pub async fn run_to_end(arguments: &[&str], settings: Option<&Path>, input: &str) -> (i32, String) {
+pub async fn run_to_end(arguments: &[&str], settings: Option<&Path>) -> (i32, String) {
     let mut command = tokio::process::Command::new(BINARY);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CONTEXT_INJECTOR")) {
         command.env_remove(name);
@@ -126,13 +125,8 @@ pub async fn run_to_end(arguments: &[&str], settings: Option<&Path>, input: &str
     if let Some(settings) = settings {
         command.arg("--config").arg(settings);
     }
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    // A command that reads nothing closes its end early.
-    let _ = stdin.write_all(input.as_bytes()).await;
-    drop(stdin);
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await.expect("a command that ends").unwrap();
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, command.output()).await.expect("a command that ends").unwrap();
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         text.push_str(&String::from_utf8_lossy(&output.stderr));
