@@ -372,6 +372,30 @@ async fn a_message_that_is_no_event_is_a_dead_letter_and_the_next_one_is_deliver
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_deleted_by_mistake_is_made_again() {
+    let receiver = Receiver::start(|_, _| Reply::Status(200)).await;
+    let room = Room::open("relay-deleted", &receiver.settings("one", "")).await;
+    let first = room.publish("default.applied").await;
+    receiver.requests(1).await;
+    let channel = room.broker.connection().await.create_channel().await.unwrap();
+    let queue = room.names.webhooks_of("one");
+    channel.queue_delete(queue.as_str().into(), Default::default()).await.unwrap();
+    // Nobody takes an outcome until the queue is back and bound.
+    let body = format!(r#"{{"id":"{}"}}"#, uuid::Uuid::new_v4());
+    let message = Message::new(body);
+    within("the queue is back", async {
+        while room.publisher.publish(&room.names.outcomes(), "default.applied", &message, Mandatory::Yes).await.is_err()
+        {
+        }
+    })
+    .await;
+    let second = room.publish("default.applied").await;
+    let seen = receiver.requests(3).await;
+    assert!(seen.contains(&first) && seen.contains(&second));
+    room.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_redis_everything_is_delivered() {
     let receiver = Receiver::start(|_, of_id| Reply::Status(if of_id == 0 { 500 } else { 200 })).await;
     let more = "[relay]\nretry_schedule = [\"20ms\"]\n".to_owned() + &receiver.settings("one", "");
