@@ -151,7 +151,11 @@ fn a_repetition_without_details_claims_all_that_was_asked_for() {
     assert_eq!(judge(&evidence).faults, Vec::<String>::new());
     evidence.outcomes[0] = repeated();
     assert_eq!(judge(&evidence).faults, Vec::<String>::new());
-    assert_eq!(says(|e| drop((e.outcomes[0] = repeated(), set(e, "n", json!(1.5)))), "n: lost").lost, 1);
+    let lost = |e: &mut Evidence| {
+        e.outcomes[0] = repeated();
+        set(e, "n", json!(1.5));
+    };
+    assert_eq!(says(lost, "n: lost").lost, 1);
 }
 
 #[test]
