@@ -45,11 +45,13 @@ async fn a_job_that_waits_twice_in_one_batch_takes_effect_once() {
         json!({"job_id": id, "conversation_id": conversation,
                "variables": {"n": {"op": "increment"}, "all": {"op": "append", "value": id}}})
     };
-    world.publish_jobs(&[job("a"), job("b"), job("a"), job("a"), job("c")]).await;
+    // While the first one is under way, the others gather.
+    world.faults(json!({"parameters": {"latency_ms": [200, 200]}})).await;
+    world.publish_jobs(&[job("first"), job("a"), job("b"), job("a"), job("a"), job("c")]).await;
     let _worker = world.start_worker().await;
     world.expect_applied("c").await;
-    assert_eq!(world.value(&conversation, "n").await.as_i64(), Some(3));
-    assert_eq!(world.value(&conversation, "all").await, json!(["a", "b", "c"]));
+    assert_eq!(world.value(&conversation, "n").await.as_i64(), Some(4));
+    assert_eq!(world.value(&conversation, "all").await, json!(["first", "a", "b", "c"]));
     let told = world.outcomes_of("a").await;
     assert_eq!(told.len(), 3);
     assert!(told.iter().all(|outcome| outcome.id() == told[0].id() && outcome.verdict() == "applied"));
