@@ -144,6 +144,17 @@ fn the_same_event_twice_is_fine_and_counted() {
 }
 
 #[test]
+fn a_repetition_without_details_claims_all_that_was_asked_for() {
+    let repeated = || json!({"id": "e1", "data": {"job_id": "a", "verdict": "applied", "repeat": true, "keys": {}}});
+    let mut evidence = fine();
+    evidence.outcomes.push(repeated());
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    evidence.outcomes[0] = repeated();
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    assert_eq!(says(|e| drop((e.outcomes[0] = repeated(), set(e, "n", json!(1.5)))), "n: lost").lost, 1);
+}
+
+#[test]
 fn a_lost_increment_is_seen() {
     assert_eq!(says(|e| set(e, "n", json!(1.5)), "conversation.n: lost").lost, 1);
     assert_eq!(says(|e| set(e, "n", Value::Null), "conversation.n: lost").lost, 1);
