@@ -133,3 +133,23 @@ async fn a_message_that_is_no_event_is_a_dead_letter_and_the_next_one_is_deliver
     assert_eq!(receiver.requests(1).await, [id]);
     room.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_receiver_stays_left_alone_across_restarts_until_an_operator_asks_for_a_probe() {
+    let receiver = Receiver::start(|number, _| Reply::Status(if number < 5 { 500 } else { 200 })).await;
+    let more = "[relay]\nretry_schedule = [\"50ms\"]\nbreaker_open_for = \"1h\"\n".to_owned()
+        + &receiver.settings("one", "max_in_flight = 1");
+    let mut room = Room::open("relay-breaker-restart", &more).await;
+    let mut ids = room.publish_many(10).await;
+    // Five failures: those events come back from their rung and wait with the others.
+    receiver.requests(5).await;
+    room.waiting("one", 10).await;
+    room.restart_relay().await;
+    ids.extend(room.publish_many(1).await);
+    room.waiting("one", 11).await;
+    assert_eq!(receiver.seen.borrow().len(), 5, "nothing was tried while it was open");
+    assert!(!Memory::new(&room.config.redis).unwrap().enable("one").await.unwrap(), "it was not disabled");
+    receiver.all_of(&ids).await;
+    room.waiting("one", 0).await;
+    room.close().await;
+}
