@@ -52,8 +52,8 @@ pub struct Task {
     pub published: Option<Timestamp>,
     /// Attempts before this one.
     pub attempts: u32,
-    /// Whether an earlier attempt may have had its effect.
-    pub ambiguous_before: bool,
+    /// Whether an earlier delivery may have had its effect: its end is not known.
+    pub uncertain: bool,
     /// W3C trace context.
     pub traceparent: String,
     /// The write that may have had its effect.
@@ -79,7 +79,7 @@ impl Task {
             suspect: false,
             published: None,
             attempts: 0,
-            ambiguous_before: false,
+            uncertain: false,
             traceparent,
             tried: None,
         }
@@ -88,7 +88,7 @@ impl Task {
     /// Whether a request of this or an earlier attempt may have had its effect.
     #[must_use]
     pub fn may_have_been_applied(&self) -> bool {
-        self.ambiguous_before || self.tried.is_some()
+        self.uncertain || self.tried.is_some()
     }
 
     fn candidate(&self) -> Candidate<'_> {
@@ -97,6 +97,7 @@ impl Task {
             mark: self.mark.clone(),
             generation: self.generation,
             suspect: self.suspect,
+            uncertain: self.uncertain,
             published: self.published,
             tried: self.tried.as_ref().map(|tried| tried.at),
             tried_without_entry: self.tried.as_ref().is_some_and(|tried| !tried.applied.recorded),
@@ -112,6 +113,7 @@ pub struct Memory {
     known: Option<Known>,
     unrecorded: Vec<Mark>,
     evicted: Option<Evicted>,
+    reset: Option<Timestamp>,
 }
 
 impl Memory {
@@ -294,13 +296,14 @@ impl Executor<'_> {
 impl Run<'_> {
     /// Brings at least one job to its end.
     async fn step(&mut self, tasks: &mut [Task]) -> Result<Vec<Ending>, Halt> {
-        let expired = self.expired(tasks);
-        if !expired.is_empty() {
-            return Ok(expired);
-        }
         let mut limit = MAX_BATCH;
         let mut refusal: Option<Rejection> = None;
         loop {
+            self.wait_for_the_bot(tasks).await?;
+            let expired = self.expired(tasks);
+            if !expired.is_empty() {
+                return Ok(expired);
+            }
             let snapshot = self.snapshot(tasks).await?;
             let plan = {
                 let candidates = tasks.iter().map(Task::candidate).collect::<Vec<_>>();
@@ -342,6 +345,22 @@ impl Run<'_> {
         }
     }
 
+    /// Waits while no work of the bot may be started, but not beyond the first deadline of a job.
+    async fn wait_for_the_bot(&self, tasks: &[Task]) -> Result<(), Halt> {
+        if self.with.bot.holding().is_none() {
+            return Ok(());
+        }
+        let deadline = tasks.iter().map(|task| task.job.deadline).min().unwrap_or(Timestamp::MAX);
+        let left = Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or_default();
+        let begun = self.cost.requests > 0;
+        tokio::select! {
+            () = self.with.bot.ready() => Ok(()),
+            () = sleep(left) => Ok(()),
+            () = self.with.stop.cancelled(), if !begun => Err(Halt::Interrupted),
+            () = self.with.halt.cancelled() => Err(Halt::Interrupted),
+        }
+    }
+
     /// The first jobs, if they are past their deadline and nothing was ever sent for them: no request needed.
     fn expired(&self, tasks: &[Task]) -> Vec<Ending> {
         let now = Timestamp::now();
@@ -365,7 +384,7 @@ impl Run<'_> {
         }
         let bot = self.with.bot.config();
         let first = self.cost.requests == 0;
-        let version_only = |version| Snapshot { version, contents: Contents::VersionOnly, fresh: false, reset: false };
+        let version_only = |version| Snapshot { version, contents: Contents::VersionOnly, fresh: false, reset: None };
         if !has_precondition(bot.dialect) {
             return Ok(version_only(None));
         }
@@ -374,21 +393,24 @@ impl Run<'_> {
         }
         let mut observed = self.read(tasks).await?;
         let known = self.memory.known.clone();
-        let make =
-            |observed: Observed| Snapshot::read(observed.version, observed.variables, &bot.ledger_key, known.as_ref());
+        let make = |observed: Observed| {
+            Snapshot::read(observed.version, observed.variables, &bot.ledger_key, known.as_ref(), Timestamp::now())
+        };
         let mut snapshot = make(observed);
-        if snapshot.reset {
+        if snapshot.reset.is_some() {
             // A cache in front of the platform can show an older state; a cleared conversation stays cleared.
             observed = self.read(tasks).await?;
             snapshot = make(observed);
         }
-        if snapshot.reset {
+        if snapshot.reset.is_some() {
             tracing::warn!(
                 bot = bot.name,
                 conversation = %self.with.conversation,
                 "the conversation was cleared or went back to an older version"
             );
         }
+        self.memory.reset = snapshot.reset.or(self.memory.reset);
+        snapshot.reset = self.memory.reset;
         self.recall_evictions(&snapshot).await;
         self.remember(snapshot.clone());
         Ok(snapshot)
@@ -467,6 +489,7 @@ impl Run<'_> {
                 Failure::Ambiguous(detail) => {
                     self.cost.ambiguous += 1;
                     note_tried(plan, snapshot, tasks);
+                    self.memory.snapshot = None;
                     self.again_in_place(detail).await?;
                 }
                 Failure::NotSent(detail) => self.again_in_place(detail).await?,
@@ -565,7 +588,7 @@ impl Run<'_> {
                 Contents::Full { variables, ledger }
             }
         };
-        let next = Snapshot { version: Some(version), contents, fresh: false, reset: false };
+        let next = Snapshot { version: Some(version), contents, fresh: false, reset: self.memory.reset };
         self.memory.snapshot = Some((next, Instant::now()));
     }
 
@@ -576,7 +599,7 @@ impl Run<'_> {
             self.memory.evicted.get_or_insert_with(|| Evicted::beginning(low)).catch_up(low);
         }
         // The next plan on it may be of another batch: then it is no longer fresh.
-        let kept = Snapshot { fresh: false, reset: false, ..snapshot };
+        let kept = Snapshot { fresh: false, ..snapshot };
         self.memory.snapshot = Some((kept, Instant::now()));
     }
 
@@ -631,8 +654,13 @@ impl Run<'_> {
             Halt::Interrupted => Ending::Interrupted,
             Halt::NotFound(detail) => {
                 let text = format!("the target does not know the conversation: {detail}");
-                let rejection = Rejection::at(Reason::ConversationNotFound, "/conversation_id", text);
-                self.ended(Verdict::NotApplied(rejection), Some(detail.clone()))
+                let verdict = if task.tried.is_some() {
+                    let text = format!("a try may have been applied, and then {text}");
+                    Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
+                } else {
+                    Verdict::NotApplied(Rejection::at(Reason::ConversationNotFound, "/conversation_id", text))
+                };
+                self.ended(verdict, Some(detail.clone()))
             }
             Halt::Failed(detail) => {
                 let attempt = task.attempts + 1;
@@ -650,7 +678,7 @@ impl Run<'_> {
         tasks
             .iter()
             .map(|task| {
-                let verdict = if task.suspect || task.tried.is_some() {
+                let verdict = if task.may_have_been_applied() {
                     let text = format!("an earlier try may have been applied; then {text}");
                     Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
                 } else {
@@ -663,7 +691,7 @@ impl Run<'_> {
 
     fn refused_for_good(&self, task: &Task, detail: &Detail) -> Ending {
         let rejection = refused(detail);
-        let verdict = if task.suspect || task.tried.is_some() {
+        let verdict = if task.may_have_been_applied() {
             let text = format!("an earlier try may have been applied, and then the target refused it ({rejection})");
             Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
         } else {
@@ -703,7 +731,7 @@ fn refused(detail: &Detail) -> Rejection {
 }
 
 fn exhausted(task: &Task, attempt: u32, detail: &Detail) -> Verdict {
-    if task.tried.is_some() || task.ambiguous_before {
+    if task.may_have_been_applied() {
         let text =
             format!("a try may have been applied, and the target failed ever since, {attempt} attempts ({detail})");
         return Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text));

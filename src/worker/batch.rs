@@ -384,7 +384,12 @@ impl Context {
             generation: outcome.generation,
             owner: (header::BOT, bot),
         };
-        letter.message(&envelope.message, outcome.time)
+        let letter = letter.message(&envelope.message, outcome.time);
+        // A replay must know that the job may have been applied.
+        match outcome.verdict {
+            Verdict::Unknown(_) => letter.with_integer(AMBIGUOUS, 1),
+            Verdict::Applied | Verdict::NotApplied(_) => letter,
+        }
     }
 
     /// Outcome, dead letter, ack: in this order, each after the one before is confirmed.
@@ -440,7 +445,7 @@ struct Work {
 /// The end of a job on which our own code fails.
 fn panicked(task: &Task) -> Ending {
     let text = "our own code failed on this job; the log has the place";
-    let verdict = if task.suspect || task.may_have_been_applied() {
+    let verdict = if task.may_have_been_applied() {
         Verdict::Unknown(Rejection::new(
             Reason::AmbiguousWrite,
             format!("an earlier try may have been applied; then {text}"),

@@ -221,7 +221,7 @@ impl Intake {
                     suspect: envelope.is_suspect(),
                     published: message.timestamp(),
                     attempts: envelope.attempts(),
-                    ambiguous_before: message.integer(AMBIGUOUS).is_some(),
+                    uncertain: envelope.redelivered || message.integer(AMBIGUOUS).is_some(),
                     ..Task::new(job, &config.name, envelope.traceparent.clone())
                 };
                 self.lanes.push(task.job.conversation.clone(), Held { task, envelope });
