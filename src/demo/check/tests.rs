@@ -182,6 +182,16 @@ fn an_overwritten_value_is_seen() {
 }
 
 #[test]
+fn a_set_that_changed_nothing_claims_that_the_value_is_there() {
+    let unchanged = |e: &mut Evidence| e.outcomes[1]["data"]["keys"]["last"]["result"] = json!("unchanged");
+    let mut evidence = fine();
+    unchanged(&mut evidence);
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    let kept = |e: &mut Evidence| e.outcomes[1]["data"]["keys"]["last"]["result"] = json!("kept_theirs");
+    says(kept, "not what the last applied job");
+}
+
+#[test]
 fn the_effect_of_a_job_that_was_called_refused_is_seen() {
     let change = |e: &mut Evidence| e.outcomes[1] = refusal("e2", json!("b"), "conflict");
     let judgement = says(change, "doubled, \"eb\"");
