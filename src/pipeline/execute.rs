@@ -24,9 +24,10 @@ use super::ledger::Mark;
 use super::plan::{self, Applied, Candidate, Fate, Ground, MAX_BATCH, Plan};
 use super::snapshot::{Contents, Known, Snapshot, Variables};
 use super::verdict::{Reason, Rejection, Verdict};
-use crate::bot::Bot;
+use crate::bot::{Bot, Permit};
 use crate::config;
 use crate::job::{ConversationId, Job, Version};
+use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::retry;
 use crate::target::{Detail, Failure, Observed, Read, Write, has_precondition};
@@ -240,6 +241,8 @@ pub struct Executor<'a> {
 
 /// Why the work on a batch pauses or ends.
 enum Halt {
+    /// A deadline passed while nothing could be sent: plan anew.
+    Late,
     Failed(Detail),
     NotFound(Detail),
     Interrupted,
@@ -283,6 +286,7 @@ impl Executor<'_> {
             let done = endings.len();
             match run.step(&mut tasks[done..]).await {
                 Ok(ended) => endings.extend(ended),
+                Err(Halt::Late) => {}
                 Err(halt) => {
                     let rest = tasks[done..].iter().map(|task| run.halted(task, &halt));
                     endings.extend(rest);
@@ -299,7 +303,6 @@ impl Run<'_> {
         let mut limit = MAX_BATCH;
         let mut refusal: Option<Rejection> = None;
         loop {
-            self.wait_for_the_bot(tasks).await?;
             let expired = self.expired(tasks);
             if !expired.is_empty() {
                 return Ok(expired);
@@ -332,6 +335,7 @@ impl Run<'_> {
                     return Ok(self.conclude(plan, &snapshot, version_after, tasks, taken));
                 }
                 Step::Moved => {
+                    metrics::counter!(names::REPLANS, "bot" => self.name()).increment(1);
                     self.forget(&snapshot);
                     let Some(delay) = self.conflict.next() else { return Ok(self.overrun(&tasks[..taken])) };
                     self.pause(delay).await?;
@@ -345,19 +349,18 @@ impl Run<'_> {
         }
     }
 
-    /// Waits while no work of the bot may be started, but not beyond the first deadline of a job.
-    async fn wait_for_the_bot(&self, tasks: &[Task]) -> Result<(), Halt> {
-        if self.with.bot.holding().is_none() {
-            return Ok(());
-        }
-        let deadline = tasks.iter().map(|task| task.job.deadline).min().unwrap_or(Timestamp::MAX);
-        let left = Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or_default();
+    /// Waits at the bot's gate, but not beyond the next deadline of a job, nor with new work beyond an order to stop.
+    async fn permit(&self, tasks: &[Task]) -> Result<Permit<'_>, Halt> {
+        let now = Timestamp::now();
+        let deadlines = tasks.iter().map(|task| task.job.deadline).filter(|deadline| *deadline >= now);
+        let left = deadlines.min().map(|deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
         let begun = self.cost.requests > 0;
         tokio::select! {
-            () = self.with.bot.ready() => Ok(()),
-            () = sleep(left) => Ok(()),
-            () = self.with.stop.cancelled(), if !begun => Err(Halt::Interrupted),
+            biased;
             () = self.with.halt.cancelled() => Err(Halt::Interrupted),
+            () = self.with.stop.cancelled(), if !begun => Err(Halt::Interrupted),
+            permit = self.with.bot.permit() => Ok(permit),
+            () = sleep(left.unwrap_or_default()), if left.is_some() => Err(Halt::Late),
         }
     }
 
@@ -380,7 +383,9 @@ impl Run<'_> {
             && at.elapsed() < SNAPSHOT_AGE
             && (!needs_state || snapshot.variables().is_some())
         {
-            return Ok(snapshot.clone());
+            let snapshot = snapshot.clone();
+            self.count_source("memory");
+            return Ok(snapshot);
         }
         let bot = self.with.bot.config();
         let first = self.cost.requests == 0;
@@ -389,8 +394,10 @@ impl Run<'_> {
             return Ok(version_only(None));
         }
         if let Some(version) = self.with.recorded.filter(|_| first && !needs_state) {
+            self.count_source("redis");
             return Ok(version_only(Some(version.clone())));
         }
+        self.count_source("read");
         let mut observed = self.read(tasks).await?;
         let known = self.memory.known.clone();
         let make = |observed: Observed| {
@@ -445,9 +452,10 @@ impl Run<'_> {
 
     async fn read(&mut self, tasks: &[Task]) -> Result<Observed, Halt> {
         loop {
-            self.check_stop()?;
             let trace = tasks.first().map(|task| task.traceparent.as_str());
-            let spent = self.unless_halted(self.with.bot.read(self.with.conversation, trace)).await?;
+            let permit = self.permit(tasks).await?;
+            let asked = self.with.bot.read_now(permit, self.with.conversation, trace);
+            let spent = self.unless_halted(asked).await?;
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
                 Read::Observed(observed) if observed.version.is_some() => return Ok(observed),
@@ -471,10 +479,10 @@ impl Run<'_> {
     /// Sends the plan's bytes until their fate is certain or the budget in place is spent.
     async fn write(&mut self, snapshot: &Snapshot, plan: &Plan, body: Bytes, tasks: &mut [Task]) -> Result<Step, Halt> {
         loop {
-            self.check_stop()?;
             let trace = tasks.first().map(|task| task.traceparent.as_str());
             let version = snapshot.version.as_ref();
-            let sent = self.with.bot.write(self.with.conversation, body.clone(), version, trace);
+            let permit = self.permit(tasks).await?;
+            let sent = self.with.bot.write_now(permit, self.with.conversation, body.clone(), version, trace);
             let spent = self.unless_halted(sent).await?;
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
@@ -493,13 +501,8 @@ impl Run<'_> {
                     self.again_in_place(detail).await?;
                 }
                 Failure::NotSent(detail) => self.again_in_place(detail).await?,
-                Failure::Throttled { .. } | Failure::Credentials(_) => {
-                    let now = Timestamp::now();
-                    if tasks.iter().any(|task| task.job.deadline < now) {
-                        // The pause outlived a job: plan without it.
-                        return Ok(Step::Moved);
-                    }
-                }
+                // The gate waits for the end of the pause.
+                Failure::Throttled { .. } | Failure::Credentials(_) => {}
                 Failure::Refused(detail) => {
                     self.last_failure = Some(detail.clone());
                     return Ok(Step::Refused(detail));
@@ -507,6 +510,10 @@ impl Run<'_> {
                 Failure::NotFound(detail) => return Err(Halt::NotFound(detail)),
             }
         }
+    }
+
+    fn name(&self) -> String {
+        self.with.bot.config().name.clone()
     }
 
     /// What the fates of a plan mean now that they hold.
@@ -519,6 +526,7 @@ impl Run<'_> {
         batch_size: usize,
     ) -> Vec<Ending> {
         let request_bytes = plan.body.as_ref().map_or(0, Bytes::len);
+        self.count(&plan, tasks);
         if plan.body.is_some() {
             self.advance(&plan, snapshot, version_after.clone(), tasks);
         }
@@ -551,6 +559,27 @@ impl Run<'_> {
             }
         });
         ended.map(|ended| Ending::Verdict(Box::new(ended))).collect()
+    }
+
+    fn count(&self, plan: &Plan, tasks: &[Task]) {
+        for (fate, task) in plan.fates.iter().zip(tasks) {
+            if *fate == Fate::Repeat && task.tried.is_none() {
+                metrics::counter!(names::DUPLICATES, "bot" => self.name(), "witness" => "ledger").increment(1);
+            }
+        }
+        if plan.tombstones > 0 {
+            metrics::counter!(names::TOMBSTONES, "bot" => self.name()).increment(plan.tombstones);
+        }
+        if let Some(ledger) = &plan.ledger {
+            metrics::histogram!(names::LEDGER_ENTRIES, "bot" => self.name()).record(to_f64(ledger.len()));
+            let written = plan.changes.last().and_then(|change| change.value.as_ref());
+            let bytes = written.map_or(0, |value| value.to_string().len());
+            metrics::histogram!(names::LEDGER_BYTES, "bot" => self.name()).record(to_f64(bytes));
+        }
+    }
+
+    fn count_source(&self, source: &'static str) {
+        metrics::counter!(names::VERSION_CACHE, "bot" => self.name(), "source" => source).increment(1);
     }
 
     /// The conversation after our own write: what we knew, with the changes.
@@ -627,13 +656,6 @@ impl Run<'_> {
         }
     }
 
-    /// What was begun is finished, up to a deadline; nothing new is begun.
-    fn check_stop(&self) -> Result<(), Halt> {
-        let begun = self.cost.requests > 0;
-        let stopped = self.with.halt.is_cancelled() || (self.with.stop.is_cancelled() && !begun);
-        if stopped { Err(Halt::Interrupted) } else { Ok(()) }
-    }
-
     /// Waits for an answer, but not beyond the deadline of a stop.
     async fn unless_halted<T>(&self, answer: impl Future<Output = T>) -> Result<T, Halt> {
         tokio::select! {
@@ -651,7 +673,7 @@ impl Run<'_> {
     /// The end of a job whose batch could not go on.
     fn halted(&self, task: &Task, halt: &Halt) -> Ending {
         match halt {
-            Halt::Interrupted => Ending::Interrupted,
+            Halt::Interrupted | Halt::Late => Ending::Interrupted,
             Halt::NotFound(detail) => {
                 let text = format!("the target does not know the conversation: {detail}");
                 let verdict = if task.tried.is_some() {
@@ -740,4 +762,8 @@ fn exhausted(task: &Task, attempt: u32, detail: &Detail) -> Verdict {
         "the target failed at each of {attempt} attempts, or no further one ends before the deadline ({detail})"
     );
     Verdict::NotApplied(Rejection::new(Reason::AttemptsExhausted, text))
+}
+
+fn to_f64(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }

@@ -61,6 +61,8 @@ pub struct Plan {
     pub ledger: Option<Ledger>,
     /// Applied jobs that the ledger had to let go.
     pub evicted: Vec<Mark>,
+    /// Tombstones that it writes.
+    pub tombstones: u64,
     /// Whether the fates depend on the state being as the snapshot says.
     depends_on_state: bool,
 }
@@ -479,6 +481,7 @@ impl<'a> Fold<'a> {
     }
 
     fn finish(mut self, batch: &[Candidate<'_>]) -> Plan {
+        let tombstones = u64::try_from(self.tombstones.len()).unwrap_or(u64::MAX);
         self.drop_what_ends_as_it_began();
         let ledger = if self.records(batch) { self.ledger().cloned() } else { None };
         let ledger =
@@ -499,7 +502,7 @@ impl<'a> Fold<'a> {
             Some(first) if !changes.is_empty() => Some(target::encode(self.bot, &first.job.conversation, &changes)),
             _ => None,
         };
-        Plan { fates: self.fates, changes, body, ledger, evicted, depends_on_state: self.depends_on_state }
+        Plan { fates: self.fates, changes, body, ledger, evicted, tombstones, depends_on_state: self.depends_on_state }
     }
 
     /// A value that a later job of the batch takes back is not named in the PATCH.

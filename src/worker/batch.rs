@@ -3,6 +3,8 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use std::time::Duration;
+
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -15,10 +17,10 @@ use super::recent::Recent;
 use crate::bot::Bot;
 use crate::broker::{Message, header};
 use crate::config;
+use crate::dead_letters::{self, Death, Owner};
 use crate::job::ConversationId;
 use crate::ladder::Ladder;
 use crate::lease::{self, Contention, ConversationLease, Hold, Record};
-use crate::letter::Letter;
 use crate::metrics as names;
 use crate::outcome::{Outcome, Subject, Timings};
 use crate::pipeline::execute::{Cost, Ended, Ending, Executor, Memory, Task};
@@ -73,12 +75,17 @@ impl Context {
         let started = Instant::now();
         let config = self.bot.config();
         let contention = if has_precondition(config.dialect) { Contention::GoOn } else { Contention::WaitOut };
+        for held in &batch {
+            self.stage("lane", started.saturating_duration_since(held.envelope.received));
+        }
         let lease = lease::acquire(&self.redis, &config.name, conversation, contention).await;
         self.count_lease(&lease);
         let mut unsettled = Unsettled::new();
         let batch = self.let_follow(conversation, &lease, batch, &mut unsettled).await;
         let (mut tasks, envelopes): (Vec<_>, Vec<_>) = batch.into_iter().map(|held| (held.task, held.envelope)).unzip();
+        let begun = Instant::now();
         let (endings, cost) = self.execute(conversation, &lease, &mut tasks, &mut memory).await;
+        self.stage("execute", begun.elapsed());
         let on_ladder = self.ladder.concerns(&config.name, conversation, &lease);
         let version = memory.version().cloned();
         let record = match &version {
@@ -88,7 +95,9 @@ impl Context {
         };
         let work = Work { started, cost, on_ladder };
         let settle = self.settle(conversation, tasks, envelopes, endings, work);
+        let begun = Instant::now();
         let ((), left) = tokio::join!(lease.release(record), settle);
+        self.stage("publish", begun.elapsed());
         unsettled.extend(left);
         (memory, unsettled)
     }
@@ -193,6 +202,8 @@ impl Context {
     fn remembered(&self, task: &Task) -> Option<Ending> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let verdict = recent.find(&task.mark, task.generation)?.clone();
+        let bot = self.bot.config().name.clone();
+        metrics::counter!(names::DUPLICATES, "bot" => bot, "witness" => "memory").increment(1);
         Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
     }
 
@@ -373,18 +384,19 @@ impl Context {
         last_status: Option<u16>,
     ) -> Message {
         let bot = &self.bot.config().name;
-        let letter = Letter {
+        let death = Death {
             reason: rejection.code.as_str(),
             text: &rejection.text,
-            certainty: outcome.verdict.as_str(),
+            certainty: Some(outcome.verdict.as_str()),
             attempts: outcome.attempts,
             first_seen: envelope.first_seen,
             last_status,
             trace_id: outcome.traceparent.split('-').nth(1),
             generation: outcome.generation,
-            owner: (header::BOT, bot),
+            owner: Owner::Bot(bot),
+            now: outcome.time,
         };
-        let letter = letter.message(&envelope.message, outcome.time);
+        let letter = dead_letters::letter(&envelope.message, &death);
         // A replay must know that the job may have been applied.
         match outcome.verdict {
             Verdict::Unknown(_) => letter.with_integer(AMBIGUOUS, 1),
@@ -414,8 +426,14 @@ impl Context {
         None
     }
 
+    fn stage(&self, stage: &'static str, time: Duration) {
+        let bot = self.bot.config().name.clone();
+        metrics::histogram!(names::STAGE_SECONDS, "bot" => bot, "stage" => stage).record(time);
+    }
+
     fn count_lease(&self, lease: &ConversationLease) {
         let bot = self.bot.config().name.clone();
+        self.stage("lease", lease.waited());
         metrics::histogram!(names::LEASE_WAIT_SECONDS, "bot" => bot.clone()).record(lease.waited());
         let why = match lease.hold() {
             Hold::Held => return,
