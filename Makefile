@@ -18,3 +18,18 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Containers. Where no image registry can be reached, the images are made of Debian's packages and the toolchain here.
+#
+# make test-containers  the integration tests against RabbitMQ 4 and Redis 8 in containers; FILTER=… runs some of them
+
+.PHONY: test-containers
+
+test-containers: export TEST_SERVERS = containers
+test-containers: export RABBITMQ_IMAGE ?= rabbitmq:4
+test-containers: export REDIS_IMAGE ?= redis:8
+test-containers: export TEST_RABBITMQ_IMAGE = $(RABBITMQ_IMAGE)
+test-containers: export TEST_REDIS_IMAGE = $(REDIS_IMAGE)
+test-containers:
+	@scripts/containers/base-images.sh rabbitmq redis
+	cargo test --locked --test it -- $(FILTER)
