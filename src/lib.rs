@@ -22,7 +22,6 @@ pub mod job;
 pub mod ladder;
 pub mod lanes;
 pub mod lease;
-pub mod letter;
 pub mod limiter;
 pub mod metrics;
 pub mod outcome;

@@ -168,8 +168,14 @@ fn claims(evidence: &Evidence, told: &Told<'_>) -> BTreeMap<Place, Held> {
             continue;
         }
         for variable in &job.variables {
-            // Where the first telling was lost with a killed worker, everything that was asked for is claimed.
-            if !is_repeat(event) && text(&event["data"]["keys"][&variable.key]["result"]) != "written" {
+            let claimed = match text(&event["data"]["keys"][&variable.key]["result"]) {
+                "written" => true,
+                // What was to be set was there already.
+                "unchanged" => matches!(variable.effect, Effect::Set(_)),
+                // Where the first telling was lost with a killed worker, everything that was asked for is claimed.
+                _ => is_repeat(event),
+            };
+            if !claimed {
                 continue;
             }
             let place = (job.conversation.clone(), variable.scope.clone(), variable.key.clone());

@@ -151,7 +151,11 @@ fn a_repetition_without_details_claims_all_that_was_asked_for() {
     assert_eq!(judge(&evidence).faults, Vec::<String>::new());
     evidence.outcomes[0] = repeated();
     assert_eq!(judge(&evidence).faults, Vec::<String>::new());
-    assert_eq!(says(|e| drop((e.outcomes[0] = repeated(), set(e, "n", json!(1.5)))), "n: lost").lost, 1);
+    let lost = |e: &mut Evidence| {
+        e.outcomes[0] = repeated();
+        set(e, "n", json!(1.5));
+    };
+    assert_eq!(says(lost, "n: lost").lost, 1);
 }
 
 #[test]
@@ -175,6 +179,16 @@ fn a_lost_doubled_or_misplaced_element_is_seen() {
 #[test]
 fn an_overwritten_value_is_seen() {
     says(|e| e.state.get_mut(CONVERSATION).unwrap()["last"][0]["value"] = json!("ea"), "not what the last applied job");
+}
+
+#[test]
+fn a_set_that_changed_nothing_claims_that_the_value_is_there() {
+    let unchanged = |e: &mut Evidence| e.outcomes[1]["data"]["keys"]["last"]["result"] = json!("unchanged");
+    let mut evidence = fine();
+    unchanged(&mut evidence);
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    let kept = |e: &mut Evidence| e.outcomes[1]["data"]["keys"]["last"]["result"] = json!("kept_theirs");
+    says(kept, "not what the last applied job");
 }
 
 #[test]

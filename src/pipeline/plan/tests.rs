@@ -50,6 +50,7 @@ fn candidate(job: &Job) -> Candidate<'_> {
         mark: Mark::of_job("default", &job.conversation, &job.id),
         generation: 0,
         suspect: false,
+        uncertain: false,
         published: None,
         tried: None,
         tried_without_entry: false,
@@ -57,7 +58,7 @@ fn candidate(job: &Job) -> Candidate<'_> {
 }
 
 fn suspect(job: &Job) -> Candidate<'_> {
-    Candidate { suspect: true, ..candidate(job) }
+    Candidate { suspect: true, uncertain: true, ..candidate(job) }
 }
 
 fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
@@ -70,7 +71,7 @@ fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
     if !ledger.is_empty() {
         all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value().0);
     }
-    Snapshot::read(Some(Version::new(version)), all, "_injection_ledger", None)
+    Snapshot::read(Some(Version::new(version)), all, "_injection_ledger", None, now())
 }
 
 fn plan_on(snapshot: &Snapshot, base: Option<&Snapshot>, batch: &[Candidate<'_>]) -> Plan {
@@ -96,7 +97,7 @@ fn after(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
     }
     let version = snapshot.version.as_ref().unwrap().as_str().parse::<u64>().unwrap();
     let version = version + u64::from(plan.body.is_some());
-    Snapshot::read(Some(Version::new(version.to_string())), all, "_injection_ledger", None)
+    Snapshot::read(Some(Version::new(version.to_string())), all, "_injection_ledger", None, now())
 }
 
 fn code(fate: &Fate) -> Reason {
@@ -127,9 +128,20 @@ fn a_batch_is_one_request_with_one_entry_a_job() {
 }
 
 #[test]
+fn a_job_that_is_twice_in_a_batch_takes_effect_once() {
+    let snapshot = state("1", json!({"text": "x"}), &Ledger::default());
+    let (good, bad) = (increment("a", 1), write("b", "text", json!({"op": "increment"})));
+    let batch = [candidate(&good), candidate(&good), candidate(&bad), candidate(&bad)];
+    let plan = plan_on(&snapshot, None, &batch);
+    assert_eq!(after(&snapshot, &plan).variables().unwrap()[&Name::new(Scope::Conversation, "n")], json!(1));
+    assert_eq!(plan.fates[1], Fate::Repeat);
+    assert!(matches!(&plan.fates[3], Fate::RefusedBefore(rejection) if rejection.code == Reason::TypeMismatch));
+}
+
+#[test]
 fn plain_sets_need_no_ledger_and_no_state() {
     let snapshot =
-        Snapshot { version: Some(Version::new("7")), contents: Contents::VersionOnly, fresh: false, reset: false };
+        Snapshot { version: Some(Version::new("7")), contents: Contents::VersionOnly, fresh: false, reset: None };
     let jobs = [write("a", "k", json!({"value": 1})), write("b", "gone", json!({"value": null}))];
     let batch = jobs.iter().map(candidate).collect::<Vec<_>>();
     assert!(!needs_state(&bot(""), &batch));
@@ -290,9 +302,11 @@ impl JobIdOf {
 
 #[test]
 fn after_a_reset_only_first_deliveries_go_on() {
-    let snapshot = Snapshot { reset: true, ..state("1", json!({}), &Ledger::default()) };
+    let snapshot = Snapshot { reset: Some(now()), ..state("1", json!({}), &Ledger::default()) };
     let job = increment("a", 1);
     assert_eq!(code(&plan_on(&snapshot, None, &[suspect(&job)]).fates[0]), Reason::ConversationReset);
+    let later = Candidate { published: Some(now() + Duration::from_secs(1)), ..suspect(&job) };
+    assert!(matches!(plan_on(&snapshot, None, &[later]).fates[0], Fate::Applies(_)));
     assert!(matches!(plan_on(&snapshot, None, &[candidate(&job)]).fates[0], Fate::Applies(_)));
 }
 
@@ -300,7 +314,7 @@ fn after_a_reset_only_first_deliveries_go_on() {
 fn an_unreadable_ledger_stops_everything() {
     let mut all = Variables::new();
     all.insert(Name::new(Scope::Conversation, "_injection_ledger"), json!({"v": 99}));
-    let snapshot = Snapshot::read(Some(Version::new("1")), all, "_injection_ledger", None);
+    let snapshot = Snapshot::read(Some(Version::new("1")), all, "_injection_ledger", None, now());
     let job = increment("a", 1);
     let plan = plan_on(&snapshot, None, &[candidate(&job)]);
     assert_eq!(code(&plan.fates[0]), Reason::LedgerUnreadable);

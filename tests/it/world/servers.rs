@@ -18,7 +18,7 @@ use super::{LIMIT, eventually};
 /// A broker and a Redis.
 pub enum Servers {
     /// The machine's own binaries, or given addresses, or images through the docker command.
-    Own { broker: Broker, redis: Redis },
+    Own { broker: Box<Broker>, redis: Box<Redis> },
     /// Containers through the testcontainers crate, with what ends them when the tests end.
     Containers { amqp_url: String, redis_url: String, _held: Vec<Held> },
 }
@@ -49,7 +49,7 @@ impl Servers {
 
     fn own<E: std::fmt::Display>(broker: Result<Broker, E>, redis: Result<Redis, E>) -> Servers {
         let (broker, redis) = (broker.unwrap_or_else(|e| panic!("{e}")), redis.unwrap_or_else(|e| panic!("{e}")));
-        Servers::Own { broker, redis }
+        Servers::Own { broker: Box::new(broker), redis: Box::new(redis) }
     }
 
     /// The addresses of broker and Redis.
