@@ -2,7 +2,8 @@
 //!
 //! [`Bot::read`] and [`Bot::write`] are the only way to the target for the pipeline. Each waits at one gate (the
 //! breaker, a pause, the budget), sends one request, and tells breaker and limiter what the answer means for the
-//! requests after it. Repeating is the caller's decision.
+//! requests after it. Repeating is the caller's decision. Who must be able to give up waiting takes a
+//! [`Bot::permit`] first.
 //!
 //! While the bot is held ([`Bot::holding`]) no new work is started ([`Bot::ready`]); work under way waits at the
 //! gate, under its own deadline.
@@ -18,6 +19,7 @@ use crate::breaker::{Admission, Breaker, Pass, Phase, Settings, Sign};
 use crate::config;
 use crate::job::{ConversationId, Version};
 use crate::limiter::Limiter;
+use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::target::{Failure, Read, SetUpError, Target, Write};
 
@@ -47,6 +49,8 @@ struct Pauses {
     why: Option<Why>,
     /// 429s without a `Retry-After`, one counted per pause.
     in_a_row: u32,
+    /// What the metric says.
+    shown: Option<Why>,
 }
 
 /// Why a bot is held.
@@ -112,13 +116,23 @@ impl Bot {
         &self.config
     }
 
-    /// Reads a conversation.
+    /// Reads a conversation, when the gate lets it.
     pub async fn read(&self, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
         let permit = self.permit().await;
+        self.read_now(permit, conversation, trace).await
+    }
+
+    /// Reads a conversation.
+    pub async fn read_now(
+        &self,
+        permit: Permit<'_>,
+        conversation: &ConversationId,
+        trace: Option<&str>,
+    ) -> Spent<Read> {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
-            self.once_more()
+            self.spend()
         };
         let answer = self.target.read_charged(conversation, trace, again).await;
         let took = sent.elapsed();
@@ -130,7 +144,8 @@ impl Bot {
         Spent { answer, waited, took, requests }
     }
 
-    /// Writes `body` (of [`crate::target::encode`]), if the conversation is still at version `if_match`.
+    /// Writes `body` (of [`crate::target::encode`]), when the gate lets it and if the conversation is still at
+    /// version `if_match`.
     pub async fn write(
         &self,
         conversation: &ConversationId,
@@ -139,17 +154,37 @@ impl Bot {
         trace: Option<&str>,
     ) -> Spent<Write> {
         let permit = self.permit().await;
+        self.write_now(permit, conversation, body, if_match, trace).await
+    }
+
+    /// Writes `body` (of [`crate::target::encode`]), if the conversation is still at version `if_match`. Cancelling
+    /// this leaves it unknown whether it took effect.
+    pub async fn write_now(
+        &self,
+        permit: Permit<'_>,
+        conversation: &ConversationId,
+        body: Bytes,
+        if_match: Option<&Version>,
+        trace: Option<&str>,
+    ) -> Spent<Write> {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
-            self.once_more()
+            self.spend()
         };
         let answer = self.target.write_charged(conversation, body, if_match, trace, again).await;
         let took = sent.elapsed();
         let failure = match &answer {
-            Write::Applied { .. } | Write::Conflict => None,
+            Write::Applied { .. } => None,
+            Write::Conflict => {
+                metrics::counter!(names::CONFLICTS, "bot" => self.config.name.clone()).increment(1);
+                None
+            }
             Write::Failed(failure) => Some(failure),
         };
+        if let Some(Failure::Ambiguous(_)) = failure {
+            metrics::counter!(names::AMBIGUOUS, "bot" => self.config.name.clone()).increment(1);
+        }
         self.learn(permit, failure).await;
         Spent { answer, waited, took, requests }
     }
@@ -161,7 +196,7 @@ impl Bot {
             let pass = self.pass().await;
             // Owned from here on, so that a caller who goes away while waiting gives the pass back.
             let mut permit = Permit { bot: self, pass: Some(pass), waited: Duration::ZERO };
-            self.limiter.acquire().await;
+            self.spend().await;
             if self.breaker().phase(Instant::now()) != Phase::Open {
                 permit.waited = asked.elapsed();
                 return permit;
@@ -179,11 +214,25 @@ impl Bot {
     /// Why and until when no work is started; `None`: it may be.
     #[must_use]
     pub fn holding(&self) -> Option<Holding> {
-        if let Some(until) = self.breaker().open_until(Instant::now()) {
-            return Some(Holding { why: Why::BreakerOpen, until });
+        let open_until = self.breaker().open_until(Instant::now());
+        let paused_until = self.limiter.paused_until();
+        let mut pauses = self.pauses();
+        let holding = match (open_until, paused_until) {
+            (Some(until), _) => Some(Holding { why: Why::BreakerOpen, until }),
+            (None, Some(until)) => Some(Holding { why: pauses.why.unwrap_or(Why::Throttled), until }),
+            (None, None) => None,
+        };
+        let why = holding.map(|holding| holding.why);
+        if pauses.shown != why {
+            let gauge = |why: Why, value: f64| {
+                let bot = self.config.name.clone();
+                metrics::gauge!(names::BOT_HOLDING, "bot" => bot, "why" => why.as_str()).set(value);
+            };
+            pauses.shown.into_iter().for_each(|why| gauge(why, 0.0));
+            why.into_iter().for_each(|why| gauge(why, 1.0));
+            pauses.shown = why;
         }
-        let until = self.limiter.paused_until()?;
-        Some(Holding { why: self.pauses().why.unwrap_or(Why::Throttled), until })
+        holding
     }
 
     /// The breaker's phase, for metrics.
@@ -209,8 +258,10 @@ impl Bot {
         }
     }
 
-    async fn once_more(&self) {
-        self.limiter.acquire().await;
+    /// Takes one request of the budget.
+    async fn spend(&self) {
+        let waited = self.limiter.acquire().await;
+        metrics::histogram!(names::LIMITER_WAIT_SECONDS, "bot" => self.config.name.clone()).record(waited);
     }
 
     /// What an answer means for the requests after it.
@@ -244,8 +295,9 @@ impl Bot {
         let time = match retry_after {
             Some(time) => time.max(SHORTEST_PAUSE),
             None => {
-                let time =
-                    THROTTLED_PAUSE.saturating_mul(2_u32.saturating_pow(pauses.in_a_row)).min(THROTTLED_PAUSE_MAX);
+                // Those that were under way when the pause began ask for no more than it.
+                let doublings = if begins { pauses.in_a_row } else { pauses.in_a_row.saturating_sub(1) };
+                let time = THROTTLED_PAUSE.saturating_mul(2_u32.saturating_pow(doublings)).min(THROTTLED_PAUSE_MAX);
                 pauses.in_a_row = pauses.in_a_row.saturating_add(u32::from(begins)).min(16);
                 time
             }
@@ -310,6 +362,12 @@ impl Permit<'_> {
         };
         self.bot.changed.notify_waiters();
         let bot = &self.bot.config.name;
+        let gauge = match after {
+            Phase::Closed => 0.0,
+            Phase::Open => 1.0,
+            Phase::HalfOpen | Phase::Ramping => 2.0,
+        };
+        metrics::gauge!(names::BOT_BREAKER, "bot" => bot.clone()).set(gauge);
         match (before, after) {
             (Phase::Open, _) | (Phase::Ramping, Phase::Closed) => {}
             (_, Phase::Open) => tracing::warn!(bot, "too many requests failed; the bot's circuit breaker opens"),
@@ -326,3 +384,6 @@ impl Drop for Permit<'_> {
         self.end(Sign::None);
     }
 }
+
+#[cfg(test)]
+mod tests;

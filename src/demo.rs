@@ -12,7 +12,7 @@ mod report;
 mod stage;
 mod traffic;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         () = stop.asked() => bail!("stopped"),
     };
     let played = tokio::select! {
-        played = play(&mut stage, &input, &receiver) => played,
+        played = play(&mut stage, &input, &receiver, &args.logs) => played,
         () = stop.asked() => Err(anyhow::anyhow!("stopped")),
     };
     let passed = match played {
@@ -91,7 +91,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Publishes the input, breaks things meanwhile, judges. Whether the check passed.
-async fn play(stage: &mut Stage, input: &Input, receiver: &Receiver) -> anyhow::Result<bool> {
+async fn play(stage: &mut Stage, input: &Input, receiver: &Receiver, logs: &Path) -> anyhow::Result<bool> {
     let traffic = Traffic::open(stage.broker.url(), &stage.prefix).await.context("cannot use the broker")?;
     receiver.answer_next(&[500; FAILING_FIRST]);
     let started = Instant::now();
@@ -131,7 +131,11 @@ async fn play(stage: &mut Stage, input: &Input, receiver: &Receiver) -> anyhow::
     let judgement = judge(&evidence);
     let figures = Figures { stats: &stats, took, dead_letters, repaired, kills: KILL_AT.len() };
     say(&format!("\n{}", table(&evidence, &judgement, &figures)));
-    Ok(judgement.faults.is_empty())
+    let passed = judgement.faults.is_empty();
+    if !passed {
+        keep_evidence(&evidence, logs).with_context(|| format!("cannot write to {}", logs.display()))?;
+    }
+    Ok(passed)
 }
 
 /// How many different outcome events a list of messages must lead to.
@@ -263,9 +267,20 @@ async fn hints(stage: &Stage, receiver: &Receiver) -> anyhow::Result<String> {
     ))
 }
 
-fn keep_logs(stage: &Stage, directory: &std::path::Path) {
+/// What the check looked at, as JSON lines.
+fn keep_evidence(evidence: &Evidence, directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let history = evidence.history.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+    for (name, values) in [("outcomes.jsonl", &evidence.outcomes), ("history.jsonl", &history)] {
+        let lines: String = values.iter().map(|value| format!("{value}\n")).collect();
+        std::fs::write(directory.join(name), lines)?;
+    }
+    Ok(())
+}
+
+fn keep_logs(stage: &Stage, directory: &Path) {
     match stage.keep_logs(directory) {
-        Ok(()) => say(&format!("the logs are in {}", directory.display())),
+        Ok(()) => say(&format!("logs and evidence are in {}", directory.display())),
         Err(error) => say(&format!("the logs cannot be kept in {}: {error}", directory.display())),
     }
 }

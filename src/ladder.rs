@@ -1,7 +1,8 @@
 //! Who waits on the retry ladder, per conversation, so that later jobs do not overtake earlier ones.
 //!
 //! A job that goes to a rung takes a *place* in its conversation's line and keeps it, from rung to rung, until it
-//! is stepped off. A job may be worked on if nobody is before it in the line; otherwise it follows the one right
+//! is stepped off, when it has its verdict. A job may be worked on if nobody is before it in the line but jobs of its
+//! own batch that may be worked on too; otherwise it follows the one right
 //! before it onto the same rung, where order is first in, first out. A job has one place, by its id, so that a
 //! worker that dies between taking the place and publishing leaves nothing behind that the redelivered job would
 //! wait for.
@@ -9,7 +10,7 @@
 //! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
 //! Redis is away. What was taken during an outage counts beside Redis' line until it expires.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,23 +26,31 @@ const SLACK: Duration = Duration::from_secs(600);
 /// Most conversations that are remembered here.
 const MAX_REMEMBERED: usize = 50_000;
 
-/// Keys: line (job → order), places (job → end:rung). Argument: job. Returns {its order or 0, order of the one
-/// before it or 0, rung of that}.
-static STANDING: LazyLock<Script> = LazyLock::new(|| {
+/// Keys: line (job → order), places (job → end:rung). Arguments: the jobs of a batch. Returns per job its order or
+/// '0', the order of the one that it must follow or '0', and the rung of that.
+static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local t = redis.call('TIME')
 local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
-local own = redis.call('ZSCORE', KEYS[1], ARGV[1])
-local below = own and ('(' .. own) or '+inf'
-while true do
-  local before = redis.call('ZREVRANGEBYSCORE', KEYS[1], below, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)
-  if #before == 0 then return {own or '0', '0', 0} end
-  local ends, rung = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+)$')
-  if ends and tonumber(ends) > now then return {own or '0', before[2], tonumber(rung)} end
-  redis.call('ZREM', KEYS[1], before[1])
-  redis.call('HDEL', KEYS[2], before[1])
+local found, go = {}, {}
+for i = 1, #ARGV do
+  local own = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  local below, skip, follows, rung = own and ('(' .. own) or '+inf', 0, '0', 0
+  while true do
+    local before = redis.call('ZREVRANGEBYSCORE', KEYS[1], below, '-inf', 'WITHSCORES', 'LIMIT', skip, 1)
+    if #before == 0 then go[ARGV[i]] = true break end
+    if go[before[1]] then skip = skip + 1
+    else
+      local ends, its = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+)$')
+      if ends and tonumber(ends) > now then follows, rung = before[2], tonumber(its) break end
+      redis.call('ZREM', KEYS[1], before[1])
+      redis.call('HDEL', KEYS[2], before[1])
+    end
+  end
+  found[i] = {own or '0', follows, rung}
 end
+return found
 ",
     )
 });
@@ -95,30 +104,41 @@ impl Ladder {
         Self { link, remembered: Mutex::default() }
     }
 
-    /// Whether anybody of the conversation may be in line, so that [`Self::standing`] is worth its round trip.
+    /// Whether anybody of the conversation may be in line, so that [`Self::standings`] is worth its round trip.
     #[must_use]
     pub fn concerns(&self, bot: &str, conversation: &ConversationId, lease: &ConversationLease) -> bool {
         lease.sees_a_line()
             || self.remembered().get(&tag(bot, conversation)).is_some_and(|line| !line.places.is_empty())
     }
 
-    /// The rung that a job must follow onto; `None`: nobody is before it.
-    pub async fn standing(&self, bot: &str, conversation: &ConversationId, job: &JobId) -> Option<usize> {
+    /// What each job of a batch, in its order, must follow: the rung of the job right before it. `None`: it may be
+    /// worked on, since nobody is before it but jobs of the batch that may be worked on too.
+    pub async fn standings(&self, bot: &str, conversation: &ConversationId, batch: &[&JobId]) -> Vec<Option<usize>> {
         let tag = tag(bot, conversation);
-        let mut script = STANDING.key(line_key(&self.link, &tag));
-        script.key(self.link.key("places", &tag)).arg(job.as_str());
-        let shared = self.link.call::<(String, String, usize)>(&script).await.ok();
+        let mut script = STANDINGS.key(line_key(&self.link, &tag));
+        script.key(self.link.key("places", &tag)).arg(batch.iter().map(|job| job.as_str()).collect::<Vec<_>>());
+        let shared = self.link.call::<Vec<(String, String, usize)>>(&script).await.ok();
         let mut remembered = self.remembered();
-        let line = remembered.get_mut(&tag);
-        let now = now();
-        let Some((own, before, rung)) = shared else {
-            return line.and_then(|line| line.before(job, None, now, false)).map(|(_, rung)| rung);
+        let mut nobody = Line::default();
+        let line = remembered.get_mut(&tag).unwrap_or(&mut nobody);
+        line.forget_expired(now());
+        let mut go = HashSet::new();
+        let order = |text: &str| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
+        let standing = |(index, job): (usize, &&JobId)| {
+            let shared = shared.as_ref().map(|all| all.get(index).cloned().unwrap_or_default());
+            let follows = match shared {
+                None => line.before(job, None, &go, false),
+                Some((own, before, rung)) => {
+                    let unshared = line.before(job, order(&own), &go, true);
+                    unshared.max(order(&before).map(|before| (before, rung)))
+                }
+            };
+            if follows.is_none() {
+                go.insert((*job).clone());
+            }
+            follows.map(|(_, rung)| rung)
         };
-        let order = |text: String| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
-        let own = order(own);
-        let unshared = line.and_then(|line| line.before(job, own, now, true));
-        let shared = order(before).map(|before| (before, rung));
-        unshared.max(shared).map(|(_, rung)| rung)
+        batch.iter().enumerate().map(standing).collect()
     }
 
     /// Takes a place in line, or keeps the one that the job has, for a stay of that length on that rung.
@@ -200,12 +220,17 @@ impl Line {
         self.places.values().any(|place| now < place.ends)
     }
 
-    /// Order and rung of the one right before a job, whose own order may be known better elsewhere.
-    fn before(&mut self, job: &JobId, own: Option<u64>, now: u64, unshared_only: bool) -> Option<(u64, usize)> {
+    fn forget_expired(&mut self, now: u64) {
         self.places.retain(|_, place| now < place.ends);
+    }
+
+    /// Order and rung of the one right before a job, except those that may go themselves. The job's own order may
+    /// be known better elsewhere.
+    fn before(&self, job: &JobId, own: Option<u64>, go: &HashSet<JobId>, unshared_only: bool) -> Option<(u64, usize)> {
         let own = own.or_else(|| self.places.get(job).map(|place| place.order)).unwrap_or(u64::MAX);
-        let others = self.places.iter().filter(|(other, _)| *other != job).map(|(_, place)| place);
-        let before = others.filter(|place| place.order < own && !(unshared_only && place.shared));
+        let others = self.places.iter().filter(|(other, _)| *other != job && !go.contains(other));
+        let before =
+            others.map(|(_, place)| place).filter(|place| place.order < own && !(unshared_only && place.shared));
         before.map(|place| (place.order, place.rung)).max()
     }
 
@@ -219,7 +244,7 @@ impl Line {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn job(name: &str) -> JobId {
@@ -235,7 +260,7 @@ mod tests {
     /// The promise, for a ladder with or without Redis.
     pub(crate) async fn later_jobs_follow(ladder: &Ladder, bot: &str) {
         let conversation = &conversation();
-        let standing = async |name: &str| ladder.standing(bot, conversation, &job(name)).await;
+        let standing = async |name: &str| ladder.standings(bot, conversation, &[&job(name)]).await[0];
         let climb = async |name: &str, rung| ladder.climb(bot, conversation, &job(name), rung, STAY).await;
         assert_eq!(standing("first").await, None);
         climb("first", 0).await;
@@ -246,6 +271,12 @@ mod tests {
         assert_eq!(standing("first").await, None, "it kept its place");
         assert_eq!(standing("second").await, Some(1), "follows the first onto its new rung");
         assert_eq!(standing("third").await, Some(0), "follows the second, which is right before it");
+        climb("third", 0).await;
+        let together = [&job("first"), &job("second"), &job("third"), &job("fresh")];
+        assert_eq!(ladder.standings(bot, conversation, &together).await, [None; 4], "together they keep their order");
+        let together = [&job("second"), &job("first"), &job("third"), &job("fresh")];
+        assert_eq!(ladder.standings(bot, conversation, &together).await, [Some(1), None, Some(0), Some(0)]);
+        ladder.step_off(bot, conversation, &job("third")).await;
         ladder.step_off(bot, conversation, &job("first")).await;
         assert_eq!(standing("second").await, None);
         ladder.step_off(bot, conversation, &job("second")).await;
@@ -261,8 +292,10 @@ mod tests {
     fn a_place_that_nobody_gives_back_expires() {
         let mut line = Line::default();
         line.take(&job("lost"), None, 2, 1_000, Duration::from_micros(500));
-        assert_eq!(line.before(&job("next"), None, 1_499, false), Some((1_000, 2)));
-        assert_eq!(line.before(&job("next"), None, 1_500, false), None);
+        line.forget_expired(1_499);
+        assert_eq!(line.before(&job("next"), None, &HashSet::new(), false), Some((1_000, 2)));
+        line.forget_expired(1_500);
+        assert_eq!(line.before(&job("next"), None, &HashSet::new(), false), None);
         assert!(!line.is_used(1_500));
     }
 
@@ -272,7 +305,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             line.take(&job(name), None, 0, 1_000, STAY);
         }
-        assert_eq!(line.before(&job("c"), None, 1_000, false), Some((1_001, 0)));
-        assert_eq!(line.before(&job("b"), None, 1_000, false), Some((1_000, 0)));
+        assert_eq!(line.before(&job("c"), None, &HashSet::new(), false), Some((1_001, 0)));
+        assert_eq!(line.before(&job("b"), None, &HashSet::new(), false), Some((1_000, 0)));
     }
 }

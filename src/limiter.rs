@@ -176,29 +176,28 @@ impl Limiter {
     }
 
     async fn reserve(&self) -> Place {
-        let sent = Instant::now();
         let carried = {
             let local = self.local();
-            if local.apart { local.gcra.ahead(self.micros(sent)) } else { 0 }
+            if local.apart { local.gcra.ahead(self.micros(Instant::now())) } else { 0 }
         };
         let mut script = RESERVE.key(&self.arrival_key);
         script.key(&self.pause_key).arg(self.budget.interval).arg(self.budget.tolerance).arg(carried);
         let answer = self.redis.call::<(u8, u64, u64)>(&script).await;
+        // Redis looked at its clock before now: counted from now, no request goes too early.
+        let now = Instant::now();
         let mut local = self.local();
         match answer {
             Ok((0, wait, ahead)) => {
-                // Redis' clock stood still no earlier than we sent: counted from there, nothing is added.
-                local.gcra.at_least(ahead, self.micros(sent));
+                local.gcra.at_least(ahead, self.micros(now));
                 local.apart = false;
-                Place::At(sent + Duration::from_micros(wait))
+                Place::At(now + Duration::from_micros(wait))
             }
             Ok((_, rest, _)) => {
-                let until = sent + Duration::from_micros(rest);
+                let until = now + Duration::from_micros(rest);
                 local.paused_until = Some(local.paused_until.map_or(until, |known| known.max(until)));
                 Place::Paused
             }
             Err(_) => {
-                let now = Instant::now();
                 local.apart = true;
                 Place::At(now + Duration::from_micros(local.gcra.reserve(self.budget, self.micros(now))))
             }

@@ -52,7 +52,7 @@ metrics! {
     JOB_SECONDS = "context_injector_job_seconds", Kind::Histogram(SECONDS), Unit::Seconds,
         "From the arrival of a job at the worker to its settlement; label bot.";
     STAGE_SECONDS = "context_injector_stage_seconds", Kind::Histogram(SECONDS), Unit::Seconds,
-        "Time in one stage of the pipeline; labels bot, stage (lane, lease, snapshot, plan, execute, publish).";
+        "Time in one stage of the pipeline; labels bot, stage (lane, lease, execute, publish).";
     QUEUE_AGE_SECONDS = "context_injector_queue_age_seconds", Kind::Histogram(SECONDS), Unit::Seconds,
         "Age of a job by its timestamp when the worker takes it; label bot.";
     JOBS_WAITING = "context_injector_jobs_waiting", Kind::Gauge, Unit::Count,
@@ -77,7 +77,7 @@ metrics! {
     REPLANS = "context_injector_replans_total", Kind::Counter, Unit::Count,
         "Batches planned once more on a fresh read; label bot.";
     DUPLICATES = "context_injector_duplicates_total", Kind::Counter, Unit::Count,
-        "Messages whose job was found to be applied already; labels bot, witness (ledger, redis, memory).";
+        "Messages whose job was found to be applied already; labels bot, witness (ledger, memory).";
     AMBIGUOUS = "context_injector_ambiguous_total", Kind::Counter, Unit::Count,
         "Writes after which it was open whether they had their effect; label bot.";
     TOMBSTONES = "context_injector_tombstones_total", Kind::Counter, Unit::Count,

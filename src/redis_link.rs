@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, FromRedisValue, RedisError, ScriptInvocation};
+use redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo as _, RedisError, ScriptInvocation};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -77,7 +77,10 @@ impl RedisLink {
     /// # Errors
     /// [`WrongAddress`]. A Redis that is not there is no error.
     pub fn start(settings: &config::Redis) -> Result<Arc<Self>, WrongAddress> {
-        let client = redis::Client::open(settings.url.expose()).map_err(WrongAddress)?;
+        let address = settings.url.expose().into_connection_info().map_err(WrongAddress)?;
+        // Small requests, many under way at once: held back, each would wait for the answer to the one before.
+        let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
+        let client = redis::Client::open(address.set_tcp_settings(tcp)).map_err(WrongAddress)?;
         let (sender, presence) = watch::channel(Presence::Starting);
         let (lost, reports) = mpsc::channel(64);
         let keeper = Keeper { client, address: settings.url.clone(), sender, reports };
@@ -245,3 +248,6 @@ async fn ask(connection: &mut MultiplexedConnection) -> Result<(), String> {
         Ok(Ok(_)) => Ok(()),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

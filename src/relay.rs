@@ -107,6 +107,7 @@ pub async fn serve(config: &Config, broker: &Broker, health: &Health, stop: Canc
     let recorder = Recorder::start(memory.clone());
     let (tasks, tries, abandon) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
     let publisher = Publisher::new(broker);
+    let plan = Arc::<[_]>::from(topology::plan(config, Part::Relay));
     let mut unusable = BTreeMap::new();
     for endpoint in config.endpoints.values() {
         let Some(gate) = gates.get(&endpoint.name) else { continue };
@@ -119,7 +120,8 @@ pub async fn serve(config: &Config, broker: &Broker, health: &Health, stop: Canc
                 };
                 let schedule = Schedule::new(&config.relay.retry_schedule);
                 let gate = Arc::clone(gate);
-                let courier = Courier::new(endpoint, receiver, schedule, gate, hand_over, recorder.clone());
+                let plan = Arc::clone(&plan);
+                let courier = Courier::new(endpoint, receiver, schedule, gate, hand_over, recorder.clone(), plan);
                 tasks.spawn(courier.run(broker.clone(), tries.clone(), abandon.clone(), stop.clone()));
             }
             Err(error) => {

@@ -43,6 +43,8 @@ const DRAIN_REQUESTS: Duration = Duration::from_secs(15);
 const DRAIN_CONFIRMS: Duration = Duration::from_secs(20);
 /// After the order to stop: the process is gone.
 const DRAIN_ALL: Duration = Duration::from_secs(25);
+/// How often the queues' lengths are read.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How often a bot's platform is looked for at start.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -102,6 +104,7 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
             halt: halt.clone(),
         });
         tokio::spawn(look_for_platform(bot.clone(), health.clone(), stop.clone()));
+        tokio::spawn(measure(bot.name.clone(), names.jobs_of(&bot.name), taking.clone(), done.clone()));
         intakes.spawn(Intake::new(context, taking.clone(), &names, health.clone()).run());
     }
     let relay = with_relay.then(|| {
@@ -154,7 +157,6 @@ async fn follow_redis(redis: Arc<RedisLink>, health: Health, address: config::Se
         redis.wait_until(false).await;
         metrics::gauge!(crate::metrics::REDIS_UP).set(0.0);
         let text = format!("Redis at {address} is away; working on without leases, with a local limiter");
-        tracing::warn!("{text}");
         health.set("redis", Condition::Degraded(text));
     }
 }
@@ -189,4 +191,19 @@ async fn look_for_platform(bot: config::Bot, health: Health, stop: CancellationT
         health.set(&part, Condition::NotReady(text));
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Tells how many jobs wait in a bot's queue.
+async fn measure(bot: String, queue: String, broker: Broker, stop: CancellationToken) {
+    let mut clock = tokio::time::interval(MEASURE_EVERY);
+    let measuring = async {
+        loop {
+            clock.tick().await;
+            let connection = broker.connection().await;
+            if let Ok(Some(depth)) = topology::depth(&connection, &queue).await {
+                metrics::gauge!(crate::metrics::JOBS_WAITING, "bot" => bot.clone()).set(f64::from(depth.ready));
+            }
+        }
+    };
+    stop.run_until_cancelled(measuring).await;
 }

@@ -95,7 +95,11 @@ fn one_event_each<'a>(evidence: &'a Evidence, judgement: &mut Judgement) -> Told
         let Some(job) = event["data"]["job_id"].as_str() else { continue };
         let generation = event["data"]["replay_generation"].as_u64().unwrap_or(0);
         ids.entry((job.to_owned(), generation)).or_default().insert(id);
-        told.insert((job.to_owned(), generation), event);
+        // The first telling says what happened to each key; a repetition may not know it any more.
+        let first = told.entry((job.to_owned(), generation)).or_insert(event);
+        if is_repeat(first) && !is_repeat(event) {
+            *first = event;
+        }
     }
     let mut expected = BTreeSet::new();
     for message in &evidence.published {
@@ -164,7 +168,14 @@ fn claims(evidence: &Evidence, told: &Told<'_>) -> BTreeMap<Place, Held> {
             continue;
         }
         for variable in &job.variables {
-            if text(&event["data"]["keys"][&variable.key]["result"]) != "written" {
+            let claimed = match text(&event["data"]["keys"][&variable.key]["result"]) {
+                "written" => true,
+                // What was to be set was there already.
+                "unchanged" => matches!(variable.effect, Effect::Set(_)),
+                // Where the first telling was lost with a killed worker, everything that was asked for is claimed.
+                _ => is_repeat(event),
+            };
+            if !claimed {
                 continue;
             }
             let place = (job.conversation.clone(), variable.scope.clone(), variable.key.clone());
@@ -178,6 +189,7 @@ fn claims(evidence: &Evidence, told: &Told<'_>) -> BTreeMap<Place, Held> {
 fn after(before: Option<Held>, effect: &Effect) -> Held {
     match (effect, before) {
         (Effect::Set(value), _) => Held::Plain(value.clone()),
+        (Effect::SetIfAbsent(value), before) => before.unwrap_or_else(|| Held::Plain(value.clone())),
         (Effect::Rendered, _) => Held::Anything,
         (Effect::Add(by), Some(Held::Number(sum))) => Held::Number(sum + by),
         (Effect::Add(by), Some(Held::Plain(value))) => Held::Number(decimal(&value).unwrap_or_default() + by),
@@ -331,6 +343,10 @@ fn same(a: &Value, b: &Value) -> bool {
         (Value::Number(_), Value::Number(_)) => decimal(a).is_some() && decimal(a) == decimal(b),
         _ => a == b,
     }
+}
+
+fn is_repeat(event: &Value) -> bool {
+    event["data"]["repeat"].as_bool().unwrap_or(false)
 }
 
 fn text(value: &Value) -> &str {

@@ -51,6 +51,8 @@ pub struct Variable {
 pub enum Effect {
     /// It becomes this.
     Set(Value),
+    /// It becomes this, if it is not there.
+    SetIfAbsent(Value),
     /// It becomes what a template says; the check does not render.
     Rendered,
     /// This is added to it.
@@ -147,7 +149,8 @@ fn variable(key: &str, wire: &Value) -> anyhow::Result<Variable> {
     let scope = wire["scope"].as_str().unwrap_or("conversation").to_owned();
     let effect = match wire["op"].as_str().unwrap_or("set") {
         "set" if wire["template"].is_string() => Effect::Rendered,
-        "set" | "set_if_absent" => Effect::Set(wire["value"].clone()),
+        "set_if_absent" => Effect::SetIfAbsent(wire["value"].clone()),
+        "set" => Effect::Set(wire["value"].clone()),
         "append" => Effect::Append(wire["value"].clone()),
         "increment" if wire["by"].is_null() => Effect::Add(Decimal::ONE),
         "increment" => Effect::Add(decimal(&wire["by"]).with_context(|| format!("{key}: by is no number"))?),

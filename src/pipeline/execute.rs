@@ -24,9 +24,10 @@ use super::ledger::Mark;
 use super::plan::{self, Applied, Candidate, Fate, Ground, MAX_BATCH, Plan};
 use super::snapshot::{Contents, Known, Snapshot, Variables};
 use super::verdict::{Reason, Rejection, Verdict};
-use crate::bot::Bot;
+use crate::bot::{Bot, Permit};
 use crate::config;
 use crate::job::{ConversationId, Job, Version};
+use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::retry;
 use crate::target::{Detail, Failure, Observed, Read, Write, has_precondition};
@@ -52,8 +53,8 @@ pub struct Task {
     pub published: Option<Timestamp>,
     /// Attempts before this one.
     pub attempts: u32,
-    /// Whether an earlier attempt may have had its effect.
-    pub ambiguous_before: bool,
+    /// Whether an earlier delivery may have had its effect: its end is not known.
+    pub uncertain: bool,
     /// W3C trace context.
     pub traceparent: String,
     /// The write that may have had its effect.
@@ -79,7 +80,7 @@ impl Task {
             suspect: false,
             published: None,
             attempts: 0,
-            ambiguous_before: false,
+            uncertain: false,
             traceparent,
             tried: None,
         }
@@ -88,7 +89,7 @@ impl Task {
     /// Whether a request of this or an earlier attempt may have had its effect.
     #[must_use]
     pub fn may_have_been_applied(&self) -> bool {
-        self.ambiguous_before || self.tried.is_some()
+        self.uncertain || self.tried.is_some()
     }
 
     fn candidate(&self) -> Candidate<'_> {
@@ -97,6 +98,7 @@ impl Task {
             mark: self.mark.clone(),
             generation: self.generation,
             suspect: self.suspect,
+            uncertain: self.uncertain,
             published: self.published,
             tried: self.tried.as_ref().map(|tried| tried.at),
             tried_without_entry: self.tried.as_ref().is_some_and(|tried| !tried.applied.recorded),
@@ -112,6 +114,7 @@ pub struct Memory {
     known: Option<Known>,
     unrecorded: Vec<Mark>,
     evicted: Option<Evicted>,
+    reset: Option<Timestamp>,
 }
 
 impl Memory {
@@ -238,6 +241,8 @@ pub struct Executor<'a> {
 
 /// Why the work on a batch pauses or ends.
 enum Halt {
+    /// A deadline passed while nothing could be sent: plan anew.
+    Late,
     Failed(Detail),
     NotFound(Detail),
     Interrupted,
@@ -281,6 +286,7 @@ impl Executor<'_> {
             let done = endings.len();
             match run.step(&mut tasks[done..]).await {
                 Ok(ended) => endings.extend(ended),
+                Err(Halt::Late) => {}
                 Err(halt) => {
                     let rest = tasks[done..].iter().map(|task| run.halted(task, &halt));
                     endings.extend(rest);
@@ -294,13 +300,13 @@ impl Executor<'_> {
 impl Run<'_> {
     /// Brings at least one job to its end.
     async fn step(&mut self, tasks: &mut [Task]) -> Result<Vec<Ending>, Halt> {
-        let expired = self.expired(tasks);
-        if !expired.is_empty() {
-            return Ok(expired);
-        }
         let mut limit = MAX_BATCH;
         let mut refusal: Option<Rejection> = None;
         loop {
+            let expired = self.expired(tasks);
+            if !expired.is_empty() {
+                return Ok(expired);
+            }
             let snapshot = self.snapshot(tasks).await?;
             let plan = {
                 let candidates = tasks.iter().map(Task::candidate).collect::<Vec<_>>();
@@ -329,6 +335,7 @@ impl Run<'_> {
                     return Ok(self.conclude(plan, &snapshot, version_after, tasks, taken));
                 }
                 Step::Moved => {
+                    metrics::counter!(names::REPLANS, "bot" => self.name()).increment(1);
                     self.forget(&snapshot);
                     let Some(delay) = self.conflict.next() else { return Ok(self.overrun(&tasks[..taken])) };
                     self.pause(delay).await?;
@@ -339,6 +346,21 @@ impl Run<'_> {
                 // Not even its tombstone is taken.
                 Step::Refused(detail) => return Ok(vec![self.refused_for_good(&tasks[0], &detail)]),
             }
+        }
+    }
+
+    /// Waits at the bot's gate, but not beyond the next deadline of a job, nor with new work beyond an order to stop.
+    async fn permit(&self, tasks: &[Task]) -> Result<Permit<'_>, Halt> {
+        let now = Timestamp::now();
+        let deadlines = tasks.iter().map(|task| task.job.deadline).filter(|deadline| *deadline >= now);
+        let left = deadlines.min().map(|deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
+        let begun = self.cost.requests > 0;
+        tokio::select! {
+            biased;
+            () = self.with.halt.cancelled() => Err(Halt::Interrupted),
+            () = self.with.stop.cancelled(), if !begun => Err(Halt::Interrupted),
+            permit = self.with.bot.permit() => Ok(permit),
+            () = sleep(left.unwrap_or_default()), if left.is_some() => Err(Halt::Late),
         }
     }
 
@@ -361,34 +383,41 @@ impl Run<'_> {
             && at.elapsed() < SNAPSHOT_AGE
             && (!needs_state || snapshot.variables().is_some())
         {
-            return Ok(snapshot.clone());
+            let snapshot = snapshot.clone();
+            self.count_source("memory");
+            return Ok(snapshot);
         }
         let bot = self.with.bot.config();
         let first = self.cost.requests == 0;
-        let version_only = |version| Snapshot { version, contents: Contents::VersionOnly, fresh: false, reset: false };
+        let version_only = |version| Snapshot { version, contents: Contents::VersionOnly, fresh: false, reset: None };
         if !has_precondition(bot.dialect) {
             return Ok(version_only(None));
         }
         if let Some(version) = self.with.recorded.filter(|_| first && !needs_state) {
+            self.count_source("redis");
             return Ok(version_only(Some(version.clone())));
         }
+        self.count_source("read");
         let mut observed = self.read(tasks).await?;
         let known = self.memory.known.clone();
-        let make =
-            |observed: Observed| Snapshot::read(observed.version, observed.variables, &bot.ledger_key, known.as_ref());
+        let make = |observed: Observed| {
+            Snapshot::read(observed.version, observed.variables, &bot.ledger_key, known.as_ref(), Timestamp::now())
+        };
         let mut snapshot = make(observed);
-        if snapshot.reset {
+        if snapshot.reset.is_some() {
             // A cache in front of the platform can show an older state; a cleared conversation stays cleared.
             observed = self.read(tasks).await?;
             snapshot = make(observed);
         }
-        if snapshot.reset {
+        if snapshot.reset.is_some() {
             tracing::warn!(
                 bot = bot.name,
                 conversation = %self.with.conversation,
                 "the conversation was cleared or went back to an older version"
             );
         }
+        self.memory.reset = snapshot.reset.or(self.memory.reset);
+        snapshot.reset = self.memory.reset;
         self.recall_evictions(&snapshot).await;
         self.remember(snapshot.clone());
         Ok(snapshot)
@@ -423,9 +452,10 @@ impl Run<'_> {
 
     async fn read(&mut self, tasks: &[Task]) -> Result<Observed, Halt> {
         loop {
-            self.check_stop()?;
             let trace = tasks.first().map(|task| task.traceparent.as_str());
-            let spent = self.unless_halted(self.with.bot.read(self.with.conversation, trace)).await?;
+            let permit = self.permit(tasks).await?;
+            let asked = self.with.bot.read_now(permit, self.with.conversation, trace);
+            let spent = self.unless_halted(asked).await?;
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
                 Read::Observed(observed) if observed.version.is_some() => return Ok(observed),
@@ -449,10 +479,10 @@ impl Run<'_> {
     /// Sends the plan's bytes until their fate is certain or the budget in place is spent.
     async fn write(&mut self, snapshot: &Snapshot, plan: &Plan, body: Bytes, tasks: &mut [Task]) -> Result<Step, Halt> {
         loop {
-            self.check_stop()?;
             let trace = tasks.first().map(|task| task.traceparent.as_str());
             let version = snapshot.version.as_ref();
-            let sent = self.with.bot.write(self.with.conversation, body.clone(), version, trace);
+            let permit = self.permit(tasks).await?;
+            let sent = self.with.bot.write_now(permit, self.with.conversation, body.clone(), version, trace);
             let spent = self.unless_halted(sent).await?;
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
@@ -467,20 +497,23 @@ impl Run<'_> {
                 Failure::Ambiguous(detail) => {
                     self.cost.ambiguous += 1;
                     note_tried(plan, snapshot, tasks);
+                    self.memory.snapshot = None;
                     self.again_in_place(detail).await?;
                 }
                 Failure::NotSent(detail) => self.again_in_place(detail).await?,
-                Failure::Throttled { .. } | Failure::Credentials(_) => {
-                    let now = Timestamp::now();
-                    if tasks.iter().any(|task| task.job.deadline < now) {
-                        // The pause outlived a job: plan without it.
-                        return Ok(Step::Moved);
-                    }
+                // The gate waits for the end of the pause.
+                Failure::Throttled { .. } | Failure::Credentials(_) => {}
+                Failure::Refused(detail) => {
+                    self.last_failure = Some(detail.clone());
+                    return Ok(Step::Refused(detail));
                 }
-                Failure::Refused(detail) => return Ok(Step::Refused(detail)),
                 Failure::NotFound(detail) => return Err(Halt::NotFound(detail)),
             }
         }
+    }
+
+    fn name(&self) -> String {
+        self.with.bot.config().name.clone()
     }
 
     /// What the fates of a plan mean now that they hold.
@@ -493,6 +526,7 @@ impl Run<'_> {
         batch_size: usize,
     ) -> Vec<Ending> {
         let request_bytes = plan.body.as_ref().map_or(0, Bytes::len);
+        self.count(&plan, tasks);
         if plan.body.is_some() {
             self.advance(&plan, snapshot, version_after.clone(), tasks);
         }
@@ -525,6 +559,27 @@ impl Run<'_> {
             }
         });
         ended.map(|ended| Ending::Verdict(Box::new(ended))).collect()
+    }
+
+    fn count(&self, plan: &Plan, tasks: &[Task]) {
+        for (fate, task) in plan.fates.iter().zip(tasks) {
+            if *fate == Fate::Repeat && task.tried.is_none() {
+                metrics::counter!(names::DUPLICATES, "bot" => self.name(), "witness" => "ledger").increment(1);
+            }
+        }
+        if plan.tombstones > 0 {
+            metrics::counter!(names::TOMBSTONES, "bot" => self.name()).increment(plan.tombstones);
+        }
+        if let Some(ledger) = &plan.ledger {
+            metrics::histogram!(names::LEDGER_ENTRIES, "bot" => self.name()).record(to_f64(ledger.len()));
+            let written = plan.changes.last().and_then(|change| change.value.as_ref());
+            let bytes = written.map_or(0, |value| value.to_string().len());
+            metrics::histogram!(names::LEDGER_BYTES, "bot" => self.name()).record(to_f64(bytes));
+        }
+    }
+
+    fn count_source(&self, source: &'static str) {
+        metrics::counter!(names::VERSION_CACHE, "bot" => self.name(), "source" => source).increment(1);
     }
 
     /// The conversation after our own write: what we knew, with the changes.
@@ -562,7 +617,7 @@ impl Run<'_> {
                 Contents::Full { variables, ledger }
             }
         };
-        let next = Snapshot { version: Some(version), contents, fresh: false, reset: false };
+        let next = Snapshot { version: Some(version), contents, fresh: false, reset: self.memory.reset };
         self.memory.snapshot = Some((next, Instant::now()));
     }
 
@@ -573,7 +628,7 @@ impl Run<'_> {
             self.memory.evicted.get_or_insert_with(|| Evicted::beginning(low)).catch_up(low);
         }
         // The next plan on it may be of another batch: then it is no longer fresh.
-        let kept = Snapshot { fresh: false, reset: false, ..snapshot };
+        let kept = Snapshot { fresh: false, ..snapshot };
         self.memory.snapshot = Some((kept, Instant::now()));
     }
 
@@ -601,13 +656,6 @@ impl Run<'_> {
         }
     }
 
-    /// What was begun is finished, up to a deadline; nothing new is begun.
-    fn check_stop(&self) -> Result<(), Halt> {
-        let begun = self.cost.requests > 0;
-        let stopped = self.with.halt.is_cancelled() || (self.with.stop.is_cancelled() && !begun);
-        if stopped { Err(Halt::Interrupted) } else { Ok(()) }
-    }
-
     /// Waits for an answer, but not beyond the deadline of a stop.
     async fn unless_halted<T>(&self, answer: impl Future<Output = T>) -> Result<T, Halt> {
         tokio::select! {
@@ -625,11 +673,16 @@ impl Run<'_> {
     /// The end of a job whose batch could not go on.
     fn halted(&self, task: &Task, halt: &Halt) -> Ending {
         match halt {
-            Halt::Interrupted => Ending::Interrupted,
+            Halt::Interrupted | Halt::Late => Ending::Interrupted,
             Halt::NotFound(detail) => {
                 let text = format!("the target does not know the conversation: {detail}");
-                let rejection = Rejection::at(Reason::ConversationNotFound, "/conversation_id", text);
-                self.ended(Verdict::NotApplied(rejection), Some(detail.clone()))
+                let verdict = if task.tried.is_some() {
+                    let text = format!("a try may have been applied, and then {text}");
+                    Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
+                } else {
+                    Verdict::NotApplied(Rejection::at(Reason::ConversationNotFound, "/conversation_id", text))
+                };
+                self.ended(verdict, Some(detail.clone()))
             }
             Halt::Failed(detail) => {
                 let attempt = task.attempts + 1;
@@ -647,7 +700,7 @@ impl Run<'_> {
         tasks
             .iter()
             .map(|task| {
-                let verdict = if task.suspect || task.tried.is_some() {
+                let verdict = if task.may_have_been_applied() {
                     let text = format!("an earlier try may have been applied; then {text}");
                     Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
                 } else {
@@ -660,7 +713,7 @@ impl Run<'_> {
 
     fn refused_for_good(&self, task: &Task, detail: &Detail) -> Ending {
         let rejection = refused(detail);
-        let verdict = if task.suspect || task.tried.is_some() {
+        let verdict = if task.may_have_been_applied() {
             let text = format!("an earlier try may have been applied, and then the target refused it ({rejection})");
             Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
         } else {
@@ -700,7 +753,7 @@ fn refused(detail: &Detail) -> Rejection {
 }
 
 fn exhausted(task: &Task, attempt: u32, detail: &Detail) -> Verdict {
-    if task.tried.is_some() || task.ambiguous_before {
+    if task.may_have_been_applied() {
         let text =
             format!("a try may have been applied, and the target failed ever since, {attempt} attempts ({detail})");
         return Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text));
@@ -709,4 +762,8 @@ fn exhausted(task: &Task, attempt: u32, detail: &Detail) -> Verdict {
         "the target failed at each of {attempt} attempts, or no further one ends before the deadline ({detail})"
     );
     Verdict::NotApplied(Rejection::new(Reason::AttemptsExhausted, text))
+}
+
+fn to_f64(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }

@@ -38,6 +38,8 @@ pub struct Candidate<'a> {
     pub generation: u32,
     /// Whether an earlier delivery of it may have got anywhere: redelivered, retried or replayed.
     pub suspect: bool,
+    /// Whether a request of an earlier delivery may have had its effect without our knowing.
+    pub uncertain: bool,
     /// When it was published, as far as its producer tells.
     pub published: Option<Timestamp>,
     /// When this delivery was first tried with an ambiguous answer.
@@ -59,6 +61,8 @@ pub struct Plan {
     pub ledger: Option<Ledger>,
     /// Applied jobs that the ledger had to let go.
     pub evicted: Vec<Mark>,
+    /// Tombstones that it writes.
+    pub tombstones: u64,
     /// Whether the fates depend on the state being as the snapshot says.
     depends_on_state: bool,
 }
@@ -167,8 +171,11 @@ pub fn plan(ground: Ground<'_>, batch: &[Candidate<'_>], limit: usize, refusal: 
     let mut taken = if refusal.is_some() { 1 } else { fitting.min(limit.max(1)) };
     loop {
         let mut fold = Fold::new(ground);
-        for candidate in batch.iter().take(taken) {
-            let fate = fold.judge(candidate, refusal.take());
+        for (at, candidate) in batch.iter().enumerate().take(taken) {
+            let fate = match fold.twin(&batch[..at], candidate) {
+                Some(fate) => fate,
+                None => fold.judge(candidate, refusal.take()),
+            };
             fold.fates.push(fate);
         }
         let plan = fold.finish(batch);
@@ -237,6 +244,19 @@ impl<'a> Fold<'a> {
         }
     }
 
+    /// The fate of a job that is in the batch already: it was sent twice.
+    fn twin(&self, before: &[Candidate<'_>], candidate: &Candidate<'_>) -> Option<Fate> {
+        let mut earlier = before.iter().zip(&self.fates).rev();
+        let (twin, fate) = earlier.find(|(twin, _)| twin.mark == candidate.mark)?;
+        match fate {
+            Fate::Applies(_) | Fate::Repeat => Some(Fate::Repeat),
+            Fate::Refused(rejection) | Fate::RefusedBefore(rejection) if twin.generation == candidate.generation => {
+                Some(Fate::RefusedBefore(rejection.clone()))
+            }
+            Fate::Refused(_) | Fate::RefusedBefore(_) | Fate::Unknown(_) => None,
+        }
+    }
+
     fn judge(&mut self, candidate: &Candidate<'_>, refusal: Option<Rejection>) -> Fate {
         if let Some(fate) = self.remember(candidate) {
             return fate;
@@ -277,7 +297,8 @@ impl<'a> Fold<'a> {
             }
             None => {}
         }
-        if self.snapshot.reset && candidate.suspect {
+        let after = |reset: Timestamp| candidate.published.is_some_and(|published| published > reset);
+        if candidate.suspect && self.snapshot.reset.is_some_and(|reset| !after(reset)) {
             let text =
                 "the conversation was cleared or went back, and with it the record of whether the job was applied";
             return Some(Fate::Unknown(Rejection::new(Reason::ConversationReset, text)));
@@ -300,7 +321,7 @@ impl<'a> Fold<'a> {
     /// Ends a job that is not applied. If an earlier try of it may have got anywhere, that must first be ruled
     /// out for ever: by its absence from the ledger together with a tombstone.
     fn refuse(&mut self, candidate: &Candidate<'_>, rejection: Rejection) -> Fate {
-        if !candidate.suspect && candidate.tried.is_none() {
+        if !candidate.uncertain && candidate.tried.is_none() {
             return Fate::Refused(rejection);
         }
         let recorded = match self.bot.ledger {
@@ -460,6 +481,7 @@ impl<'a> Fold<'a> {
     }
 
     fn finish(mut self, batch: &[Candidate<'_>]) -> Plan {
+        let tombstones = u64::try_from(self.tombstones.len()).unwrap_or(u64::MAX);
         self.drop_what_ends_as_it_began();
         let ledger = if self.records(batch) { self.ledger().cloned() } else { None };
         let ledger =
@@ -480,7 +502,7 @@ impl<'a> Fold<'a> {
             Some(first) if !changes.is_empty() => Some(target::encode(self.bot, &first.job.conversation, &changes)),
             _ => None,
         };
-        Plan { fates: self.fates, changes, body, ledger, evicted, depends_on_state: self.depends_on_state }
+        Plan { fates: self.fates, changes, body, ledger, evicted, tombstones, depends_on_state: self.depends_on_state }
     }
 
     /// A value that a later job of the batch takes back is not named in the PATCH.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::ledger::{Ledger, Unreadable};
@@ -21,8 +22,8 @@ pub struct Snapshot {
     /// Whether it was read after the batch that is planned was taken. What an older one says may have been
     /// overtaken, so nothing may be concluded from it without a conditional write.
     pub fresh: bool,
-    /// Whether the conversation was cleared or went backwards since we knew it.
-    pub reset: bool,
+    /// When it was noticed that the conversation was cleared or went backwards since we knew it.
+    pub reset: Option<Timestamp>,
 }
 
 /// What is known of a conversation.
@@ -49,14 +50,21 @@ pub struct Known {
 }
 
 impl Snapshot {
-    /// The snapshot that a full read makes; `known` is what we knew before.
+    /// The snapshot that a full read at `now` makes; `known` is what we knew before.
     #[must_use]
-    pub fn read(version: Option<Version>, mut variables: Variables, ledger_key: &str, known: Option<&Known>) -> Self {
+    pub fn read(
+        version: Option<Version>,
+        mut variables: Variables,
+        ledger_key: &str,
+        known: Option<&Known>,
+        now: Timestamp,
+    ) -> Self {
         let value = variables.remove(&Name::new(Scope::Conversation, ledger_key));
         let ledger = Ledger::parse(value.as_ref());
         // Whoever put it there, a reserved variable is nobody's value.
         variables.retain(|name, value| name.key != ledger_key && !value.is_null());
         let reset = known.is_some_and(|known| is_reset(known, version.as_ref(), value.is_some()));
+        let reset = reset.then_some(now);
         Self { version, contents: Contents::Full { variables: Arc::new(variables), ledger }, fresh: true, reset }
     }
 
@@ -120,7 +128,7 @@ mod tests {
             (Scope::User, "b", Value::Null),
         ];
         let variables = entries.map(|(scope, key, value)| (Name::new(scope, key), value)).into_iter().collect();
-        let snapshot = Snapshot::read(Some(Version::new("1")), variables, "_l", None);
+        let snapshot = Snapshot::read(Some(Version::new("1")), variables, "_l", None, Timestamp::UNIX_EPOCH);
         assert_eq!(snapshot.variables().unwrap().keys().map(|name| name.key.as_str()).collect::<Vec<_>>(), ["a"]);
     }
 }

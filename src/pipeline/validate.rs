@@ -148,10 +148,7 @@ fn job_id(
     const FORM: &str = "a job id has 1 to 128 characters of A-Z a-z 0-9 . _ : -";
     // A message id that is there and wrong must not be passed over: it is what the producer de-duplicates by.
     let message_id = message_id.filter(|text| !text.is_empty());
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return Err(rejection),
-    };
+    let body = body?;
     match (body, message_id) {
         (None, None) => Err(Rejection::new(Reason::MissingJobId, "neither job_id nor the message id is there")),
         (Some(body), Some(message_id)) if body != message_id => {
@@ -193,11 +190,7 @@ fn read_deadline(fields: &mut Fields, default: Duration, source: &Source<'_>) ->
 fn read_base_version(fields: &mut Fields) -> Result<Option<Version>, Rejection> {
     match fields.take("base_version") {
         None => Ok(None),
-        Some(Value::String(text))
-            if (1..=256).contains(&text.len()) && text.bytes().all(|byte| (0x21..0x7f).contains(&byte)) =>
-        {
-            Ok(Some(Version::new(text)))
-        }
+        Some(Value::String(text)) if (1..=256).contains(&text.len()) => Ok(Some(Version::new(text))),
         Some(Value::Number(number)) if number.is_u64() => Ok(Some(Version::new(number.to_string()))),
         Some(_) => {
             Err(violation("/base_version", "must be the version as the platform tells it: a text or a whole number"))

@@ -23,7 +23,7 @@ use super::gate::{Disabled, Gate, Opening};
 use super::hand_over::{Death, HandOver};
 use super::pace::Pace;
 use super::schedule::Schedule;
-use crate::broker::topology::matches;
+use crate::broker::topology::{self, Declaration, matches};
 use crate::broker::{Broker, Incoming, Options, Subscription, subscribe};
 use crate::config::Endpoint;
 use crate::metrics as names;
@@ -49,10 +49,11 @@ struct Shared {
     slots: Arc<Semaphore>,
     hand_over: HandOver,
     recorder: Recorder,
+    plan: Arc<[Declaration]>,
 }
 
 impl Courier {
-    /// A courier that has not begun.
+    /// A courier that has not begun. `plan` declares what it needs of the broker.
     #[must_use]
     pub fn new(
         endpoint: &Endpoint,
@@ -61,16 +62,18 @@ impl Courier {
         gate: Arc<Gate>,
         hand_over: HandOver,
         recorder: Recorder,
+        plan: Arc<[Declaration]>,
     ) -> Self {
         let pace = Mutex::new(Pace::new(endpoint.requests_per_second));
         let slots = Arc::new(Semaphore::new(usize::from(endpoint.max_in_flight)));
         let endpoint = endpoint.clone();
-        Self(Arc::new(Shared { endpoint, receiver, schedule, gate, pace, slots, hand_over, recorder }))
+        Self(Arc::new(Shared { endpoint, receiver, schedule, gate, pace, slots, hand_over, recorder, plan }))
     }
 
     /// Takes events until `stop`; tries that are under way then are left to `tries`, until `abandon`.
     pub async fn run(self, broker: Broker, tries: TaskTracker, abandon: CancellationToken, stop: CancellationToken) {
         let tries = Tries { tracker: tries, abandon };
+        let mut told = false;
         while !stop.is_cancelled() {
             let prefetch = match self.0.gate.opening(Instant::now()) {
                 Opening::Full => self.prefetch(),
@@ -92,13 +95,26 @@ impl Courier {
             let options = Options { prefetch, tag: format!("relay-{}", self.0.endpoint.name), ..Options::default() };
             match stop.run_until_cancelled(subscribe(&broker, &queue, options)).await {
                 None => {}
-                Some(Ok(subscription)) => self.consume(subscription, prefetch, &tries, &stop).await,
+                Some(Ok(subscription)) => {
+                    told = false;
+                    self.consume(subscription, prefetch, &tries, &stop).await;
+                }
                 Some(Err(error)) => {
-                    tracing::warn!(endpoint = self.0.endpoint.name, %error, "cannot subscribe, trying again");
-                    stop.run_until_cancelled(tokio::time::sleep(SUBSCRIBE_AGAIN)).await;
+                    if !told {
+                        tracing::warn!(endpoint = self.0.endpoint.name, %error, "cannot subscribe, trying again");
+                    }
+                    told = true;
+                    stop.run_until_cancelled(self.declare_again(&broker)).await;
                 }
             }
         }
+    }
+
+    /// The queue may have been deleted by mistake; it is declared on new connections only.
+    async fn declare_again(&self, broker: &Broker) {
+        tokio::time::sleep(SUBSCRIBE_AGAIN).await;
+        // What is wrong shows in the next try to subscribe.
+        let _ = topology::declare(&*broker.connection().await, &self.0.plan).await;
     }
 
     fn prefetch(&self) -> u16 {

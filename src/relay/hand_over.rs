@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::decision::Reason;
 use crate::broker::topology::Names;
 use crate::broker::{Incoming, Mandatory, Message, Publisher, Receipt, header};
+use crate::dead_letters;
 
 /// Returns that a message may have behind it before it is published anew instead. The broker counts returns and
 /// puts what has too many into quarantine (100), where nothing belongs that merely waits for its receiver.
@@ -51,7 +52,9 @@ impl HandOver {
 
     /// Onto a rung, with one more try counted.
     pub async fn later(&self, incoming: Incoming, tries: u32, wait: Duration) {
-        let message = self.touched(&incoming.message).with_integer(header::ATTEMPT, u64::from(tries));
+        let first_seen = incoming.message.first_seen().unwrap_or_else(Timestamp::now);
+        let message = incoming.message.republish().with_first_seen(first_seen);
+        let message = message.with_integer(header::ATTEMPT, u64::from(tries));
         self.publish_then_ack(&self.names.webhooks_retry(wait), &self.endpoint, &message, incoming.receipt).await;
     }
 
@@ -71,26 +74,22 @@ impl HandOver {
         self.publish_then_ack(&self.names.webhooks(), &self.endpoint, &message, incoming.receipt).await;
     }
 
-    fn touched(&self, message: &Message) -> Message {
-        let first_seen = message.first_seen().unwrap_or_else(Timestamp::now);
-        message.republish().with_first_seen(first_seen)
-    }
-
     fn letter(&self, message: &Message, death: &Death) -> Message {
-        let mut letter = self
-            .touched(message)
-            .with_text(header::REASON, death.reason.code())
-            .with_text(header::REASON_TEXT, &death.text)
-            .with_text(header::ENDPOINT, &self.endpoint)
-            .with_integer(header::ATTEMPTS, u64::from(death.tries))
-            .with_text(header::DIED_AT, &format!("{:.3}", Timestamp::now()));
-        if let Some(status) = death.status {
-            letter = letter.with_integer(header::LAST_STATUS, u64::from(status));
-        }
-        if let Some(trace_id) = &death.trace_id {
-            letter = letter.with_text(header::TRACE_ID, trace_id);
-        }
-        letter
+        dead_letters::letter(
+            message,
+            &dead_letters::Death {
+                owner: dead_letters::Owner::Endpoint(&self.endpoint),
+                reason: death.reason.code(),
+                text: &death.text,
+                certainty: None,
+                attempts: death.tries,
+                first_seen: message.first_seen().unwrap_or_else(Timestamp::now),
+                last_status: death.status,
+                trace_id: death.trace_id.as_deref(),
+                generation: message.replay_generation(),
+                now: Timestamp::now(),
+            },
+        )
     }
 
     /// Publishes until it is confirmed, then acks. Where the message's own channel is gone meanwhile, it comes

@@ -12,12 +12,14 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH};
 use reqwest::{Method, StatusCode, Url, redirect, retry};
 use secrecy::ExposeSecret as _;
+use tokio::time::Instant;
 
 use super::answer::{Answer, BodyEnd};
 use super::token::Tokens;
 use super::{Detail, Failure};
 use crate::config::{self, show_host};
 use crate::job::Version;
+use crate::metrics as names;
 
 /// How long an unused connection is kept: under Node's 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -31,6 +33,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The client of one bot.
 #[derive(Debug)]
 pub(super) struct Http {
+    bot: String,
     client: reqwest::Client,
     timeout: Duration,
     answer_limit: usize,
@@ -44,9 +47,32 @@ enum Credentials {
     ApiKey(HeaderValue),
 }
 
+/// What a request is for, as metrics name it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    Read,
+    Write,
+    Token,
+}
+
+impl Purpose {
+    /// Counts a request that ended: with an HTTP status, or with what kept one from coming.
+    pub fn count(self, bot: &str, status: &str, took: Duration) {
+        let operation = match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Token => "token",
+        };
+        let (bot, status) = (bot.to_owned(), status.to_owned());
+        metrics::histogram!(names::REQUEST_SECONDS, "bot" => bot.clone(), "operation" => operation).record(took);
+        metrics::counter!(names::REQUESTS, "bot" => bot, "operation" => operation, "status" => status).increment(1);
+    }
+}
+
 /// A request without its credentials: it can be sent again.
 #[derive(Debug)]
 pub(super) struct Request {
+    purpose: Purpose,
     method: Method,
     url: Url,
     headers: HeaderMap,
@@ -56,14 +82,14 @@ pub(super) struct Request {
 impl Request {
     /// A request without a body.
     pub fn get(url: Url, trace: Option<&str>) -> Self {
-        Self { method: Method::GET, url, headers: headers(trace), body: None }
+        Self { purpose: Purpose::Read, method: Method::GET, url, headers: headers(trace), body: None }
     }
 
     /// A request that sends exactly the JSON text `body`.
     pub fn with_body(method: Method, url: Url, body: Bytes, trace: Option<&str>) -> Self {
         let mut headers = headers(trace);
         headers.insert(CONTENT_TYPE, JSON);
-        Self { method, url, headers, body: Some(body) }
+        Self { purpose: Purpose::Write, method, url, headers, body: Some(body) }
     }
 
     /// Adds the precondition. `None`: the version cannot be a header, so no such version came from the target.
@@ -104,6 +130,7 @@ impl Http {
             _ => Credentials::Bearer(Box::new(Tokens::new(client.clone(), bot))),
         };
         Ok(Self {
+            bot: bot.name.clone(),
             client,
             timeout: bot.request_timeout,
             // The context may hold more than one payload wrote.
@@ -143,9 +170,18 @@ impl Http {
         if let Some(body) = &request.body {
             builder = builder.body(body.clone());
         }
-        let response = builder.send().await.map_err(|error| self.not_answered(&error))?;
+        let sent = Instant::now();
+        let response = match builder.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                request.purpose.count(&self.bot, unanswered(&error), sent.elapsed());
+                return Err(self.not_answered(&error));
+            }
+        };
         let limit = if response.status().is_success() { self.answer_limit } else { ERROR_LIMIT };
-        Ok(read_answer(response, limit).await)
+        let answer = read_answer(response, limit).await;
+        request.purpose.count(&self.bot, answer.status.as_str(), sent.elapsed());
+        Ok(answer)
     }
 
     fn not_answered(&self, error: &reqwest::Error) -> Failure {
@@ -158,6 +194,17 @@ impl Http {
             return Failure::Ambiguous(detail(format!("no answer from {host} within {limit}")));
         }
         Failure::Ambiguous(detail(format!("the connection to {host} broke: {}", root_cause(error))))
+    }
+}
+
+/// What kept an answer from coming, as metrics name it.
+pub(super) fn unanswered(error: &reqwest::Error) -> &'static str {
+    if error.is_connect() {
+        "connect"
+    } else if error.is_timeout() {
+        "timeout"
+    } else {
+        "broken"
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::answer::{Answer, BodyEnd, retry_after};
-use super::http::{ERROR_LIMIT, detail, now, read_answer, root_cause};
+use super::http::{ERROR_LIMIT, Purpose, detail, now, read_answer, root_cause, unanswered};
 use super::{Detail, Failure};
 use crate::config::{self, Dialect, show_host};
 
@@ -39,6 +39,7 @@ pub(super) struct Token {
 /// The tokens of one bot.
 #[derive(Debug)]
 pub(super) struct Tokens {
+    bot: String,
     client: reqwest::Client,
     url: Url,
     client_id: String,
@@ -60,6 +61,7 @@ impl Tokens {
     /// Sets up the tokens of a bot; nothing is asked for yet.
     pub fn new(client: reqwest::Client, bot: &config::Bot) -> Self {
         Self {
+            bot: bot.name.clone(),
             client,
             url: bot.token_url.clone(),
             client_id: bot.client_id.clone(),
@@ -127,9 +129,11 @@ impl Tokens {
         ];
         form.extend(self.scope.map(|scope| ("scope", scope)));
         let request = self.client.post(self.url.clone()).header(ACCEPT, "application/json").timeout(self.timeout);
+        let sent = Instant::now();
         match request.form(&form).send().await {
             Ok(response) => {
                 let answer = read_answer(response, ERROR_LIMIT).await;
+                Purpose::Token.count(&self.bot, answer.status.as_str(), sent.elapsed());
                 read(&answer).map_err(|failure| {
                     let wait = (answer.status == StatusCode::TOO_MANY_REQUESTS)
                         .then(|| retry_after(&answer.headers, now()))
@@ -138,6 +142,7 @@ impl Tokens {
                 })
             }
             Err(error) => {
+                Purpose::Token.count(&self.bot, unanswered(&error), sent.elapsed());
                 let host = show_host(self.url.as_str());
                 Err((Failure::NotSent(detail(format!("no token from {host}: {}", root_cause(&error)))), None))
             }
@@ -151,7 +156,8 @@ fn read(answer: &Answer) -> Result<(HeaderValue, Duration), Failure> {
     let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
     let said = |text: String| Detail {
         status: Some(status.as_u16()),
-        code: body.get("error").and_then(Value::as_str).and_then(error_code),
+        // RFC 6749 has `error`, platforms that answer everything with RFC 9457 have `code`.
+        code: body.get("error").or_else(|| body.get("code")).and_then(Value::as_str).and_then(error_code),
         text,
         ..Detail::default()
     };

@@ -3,8 +3,10 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use std::time::Duration;
+
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +17,10 @@ use super::recent::Recent;
 use crate::bot::Bot;
 use crate::broker::{Message, header};
 use crate::config;
+use crate::dead_letters::{self, Death, Owner};
 use crate::job::ConversationId;
 use crate::ladder::Ladder;
-use crate::lease::{self, Contention, ConversationLease, Hold, Record};
-use crate::letter::Letter;
+use crate::lease::{self, Contention, ConversationLease, Hold, PastVerdict, Record};
 use crate::metrics as names;
 use crate::outcome::{Outcome, Subject, Timings};
 use crate::pipeline::execute::{Cost, Ended, Ending, Executor, Memory, Task};
@@ -73,12 +75,18 @@ impl Context {
         let started = Instant::now();
         let config = self.bot.config();
         let contention = if has_precondition(config.dialect) { Contention::GoOn } else { Contention::WaitOut };
-        let lease = lease::acquire(&self.redis, &config.name, conversation, contention).await;
+        for held in &batch {
+            self.stage("lane", started.saturating_duration_since(held.envelope.received));
+        }
+        let marks = batch.iter().map(|held| &held.task.mark).collect::<Vec<_>>();
+        let lease = lease::acquire(&self.redis, &config.name, conversation, contention, &marks).await;
         self.count_lease(&lease);
         let mut unsettled = Unsettled::new();
         let batch = self.let_follow(conversation, &lease, batch, &mut unsettled).await;
         let (mut tasks, envelopes): (Vec<_>, Vec<_>) = batch.into_iter().map(|held| (held.task, held.envelope)).unzip();
+        let begun = Instant::now();
         let (endings, cost) = self.execute(conversation, &lease, &mut tasks, &mut memory).await;
+        self.stage("execute", begun.elapsed());
         let on_ladder = self.ladder.concerns(&config.name, conversation, &lease);
         let version = memory.version().cloned();
         let record = match &version {
@@ -87,8 +95,23 @@ impl Context {
             _ => Record::Keep,
         };
         let work = Work { started, cost, on_ladder };
-        let settle = self.settle(conversation, tasks, envelopes, endings, work);
-        let ((), left) = tokio::join!(lease.release(record), settle);
+        let begun = Instant::now();
+        let marks = tasks.iter().map(|task| (task.mark.clone(), task.generation)).collect::<Vec<_>>();
+        let verdicts = marks
+            .iter()
+            .zip(&endings)
+            .filter_map(|((mark, generation), ending)| Some((mark, to_be_remembered(ending, *generation)?)));
+        let verdicts = verdicts.collect::<Vec<_>>();
+        let release = lease.release(record, &verdicts);
+        let refused = verdicts.iter().any(|(_, verdict)| *verdict != PastVerdict::Applied);
+        let left = if refused {
+            // Remembered before it is told: after a crash in between, the job must not get another verdict.
+            release.await;
+            self.settle(conversation, tasks, envelopes, endings, work).await
+        } else {
+            tokio::join!(release, self.settle(conversation, tasks, envelopes, endings, work)).1
+        };
+        self.stage("publish", begun.elapsed());
         unsettled.extend(left);
         (memory, unsettled)
     }
@@ -105,9 +128,11 @@ impl Context {
         if !self.ladder.concerns(bot, conversation, lease) {
             return batch;
         }
+        let jobs = batch.iter().map(|held| &held.task.job.id).collect::<Vec<_>>();
+        let standings = self.ladder.standings(bot, conversation, &jobs).await;
         let mut rest = Vec::new();
-        for held in batch {
-            match self.ladder.standing(bot, conversation, &held.task.job.id).await {
+        for (held, follows) in batch.into_iter().zip(standings) {
+            match follows {
                 Some(rung) => {
                     let attempts = held.task.attempts;
                     unsettled.extend(self.climb(conversation, held.task, held.envelope, rung, attempts).await);
@@ -131,12 +156,15 @@ impl Context {
         let mut cost = Cost::default();
         while endings.len() < tasks.len() {
             let rest = &mut tasks[endings.len()..];
-            if let Some(ending) = self.remembered(&rest[0]) {
+            if let Some(ending) = self.remembered(lease, &rest[0]) {
                 endings.push(ending);
                 continue;
             }
-            let known =
-                rest.iter().skip(1).position(|task| self.remembered(task).is_some()).map_or(rest.len(), |at| at + 1);
+            let known = rest
+                .iter()
+                .skip(1)
+                .position(|task| self.remembered(lease, task).is_some())
+                .map_or(rest.len(), |at| at + 1);
             let count = batch_len(rest[..known].iter().map(|task| &task.job)).max(1);
             let together = &mut rest[..count];
             match self.guarded(conversation, lease, together, memory, &mut cost).await {
@@ -187,10 +215,15 @@ impl Context {
         }
     }
 
-    /// The ending of a job that this worker ended before: its acknowledgement was lost, or it was sent twice.
-    fn remembered(&self, task: &Task) -> Option<Ending> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let verdict = recent.find(&task.mark, task.generation)?.clone();
+    /// The ending of a job that was ended before: its acknowledgement was lost, or it was sent twice.
+    fn remembered(&self, lease: &ConversationLease, task: &Task) -> Option<Ending> {
+        let here = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.find(&task.mark, task.generation).cloned()
+        };
+        let verdict = here.or_else(|| past(lease.past_verdict(&task.mark)?, task.generation))?;
+        let bot = self.bot.config().name.clone();
+        metrics::counter!(names::DUPLICATES, "bot" => bot, "witness" => "memory").increment(1);
         Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
     }
 
@@ -226,8 +259,19 @@ impl Context {
                 }
             }
         }
-        for left in join_all(verdicts.into_iter().map(|verdict| self.publish(verdict))).await {
-            unsettled.extend(left);
+        // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
+        // conversation's jobs, so that doing it again ends as it ended.
+        let mut published = verdicts.into_iter().map(|verdict| self.publish(verdict)).collect::<FuturesOrdered<_>>();
+        while let Some((envelope, confirmed)) = published.next().await {
+            match confirmed {
+                Ok(()) if unsettled.is_empty() => {
+                    let bot = self.bot.config().name.clone();
+                    metrics::histogram!(names::JOB_SECONDS, "bot" => bot).record(envelope.received.elapsed());
+                    // Where the channel is gone the job comes again, and gets this verdict again.
+                    let _ = envelope.receipt.ack().await;
+                }
+                Ok(()) | Err(Unconfirmed) => unsettled.push(envelope),
+            }
         }
         unsettled
     }
@@ -337,7 +381,13 @@ impl Context {
             timings: Timings { total: elapsed, ..Timings::default() },
             traceparent: envelope.traceparent.clone(),
         };
-        self.publish(self.seal(outcome, envelope, None)).await
+        let (envelope, confirmed) = self.publish(self.seal(outcome, envelope, None)).await;
+        if confirmed.is_err() {
+            return Some(envelope);
+        }
+        // Where the channel is gone the message comes again, and is refused again.
+        let _ = envelope.receipt.ack().await;
+        None
     }
 
     fn seal(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Sealed {
@@ -371,22 +421,28 @@ impl Context {
         last_status: Option<u16>,
     ) -> Message {
         let bot = &self.bot.config().name;
-        let letter = Letter {
+        let death = Death {
             reason: rejection.code.as_str(),
             text: &rejection.text,
-            certainty: outcome.verdict.as_str(),
+            certainty: Some(outcome.verdict.as_str()),
             attempts: outcome.attempts,
             first_seen: envelope.first_seen,
             last_status,
             trace_id: outcome.traceparent.split('-').nth(1),
             generation: outcome.generation,
-            owner: (header::BOT, bot),
+            owner: Owner::Bot(bot),
+            now: outcome.time,
         };
-        letter.message(&envelope.message, outcome.time)
+        let letter = dead_letters::letter(&envelope.message, &death);
+        // A replay must know that the job may have been applied.
+        match outcome.verdict {
+            Verdict::Unknown(_) => letter.with_integer(AMBIGUOUS, 1),
+            Verdict::Applied | Verdict::NotApplied(_) => letter,
+        }
     }
 
-    /// Outcome, dead letter, ack: in this order, each after the one before is confirmed.
-    async fn publish(&self, sealed: Sealed) -> Option<Envelope> {
+    /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged.
+    async fn publish(&self, sealed: Sealed) -> (Envelope, Result<(), Unconfirmed>) {
         let Sealed { routing_key, event, letter, envelope } = sealed;
         let bot = &self.bot.config().name;
         let confirmed = async {
@@ -396,19 +452,20 @@ impl Context {
                 let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
                 metrics::counter!(names::DEAD_LETTERS, "bot" => bot.clone(), "reason" => reason).increment(1);
             }
-            Ok::<_, Unconfirmed>(())
+            Ok(())
         };
-        if confirmed.await.is_err() {
-            return Some(envelope);
-        }
-        metrics::histogram!(names::JOB_SECONDS, "bot" => bot.clone()).record(envelope.received.elapsed());
-        // Where the channel is gone the job comes again, and gets this verdict again.
-        let _ = envelope.receipt.ack().await;
-        None
+        let confirmed = confirmed.await;
+        (envelope, confirmed)
+    }
+
+    fn stage(&self, stage: &'static str, time: Duration) {
+        let bot = self.bot.config().name.clone();
+        metrics::histogram!(names::STAGE_SECONDS, "bot" => bot, "stage" => stage).record(time);
     }
 
     fn count_lease(&self, lease: &ConversationLease) {
         let bot = self.bot.config().name.clone();
+        self.stage("lease", lease.waited());
         metrics::histogram!(names::LEASE_WAIT_SECONDS, "bot" => bot.clone()).record(lease.waited());
         let why = match lease.hold() {
             Hold::Held => return,
@@ -435,10 +492,31 @@ struct Work {
     on_ladder: bool,
 }
 
+/// What another worker must know of an ending, should the job come to it: a verdict that no ledger tells.
+fn to_be_remembered(ending: &Ending, generation: u32) -> Option<PastVerdict> {
+    let Ending::Verdict(ended) = ending else { return None };
+    match &ended.verdict {
+        _ if ended.repeat => None,
+        Verdict::Applied => (!ended.applied.recorded).then_some(PastVerdict::Applied),
+        Verdict::NotApplied(rejection) => Some(PastVerdict::NotApplied(generation, rejection.code)),
+        Verdict::Unknown(rejection) => Some(PastVerdict::Unknown(generation, rejection.code)),
+    }
+}
+
+/// The verdict that a job had before, if it binds this generation.
+fn past(verdict: &PastVerdict, generation: u32) -> Option<Verdict> {
+    let rejection = |code| Rejection::new(code, "the job ended so before; a replay may try it again");
+    match *verdict {
+        PastVerdict::Applied => Some(Verdict::Applied),
+        PastVerdict::NotApplied(of, code) => (of == generation).then(|| Verdict::NotApplied(rejection(code))),
+        PastVerdict::Unknown(of, code) => (of == generation).then(|| Verdict::Unknown(rejection(code))),
+    }
+}
+
 /// The end of a job on which our own code fails.
 fn panicked(task: &Task) -> Ending {
     let text = "our own code failed on this job; the log has the place";
-    let verdict = if task.suspect || task.may_have_been_applied() {
+    let verdict = if task.may_have_been_applied() {
         Verdict::Unknown(Rejection::new(
             Reason::AmbiguousWrite,
             format!("an earlier try may have been applied; then {text}"),

@@ -48,8 +48,9 @@ pub struct Intake {
     lanes: Lanes<ConversationId, Held>,
     memories: Memories,
     running: JoinSet<Done>,
-    /// Batches under way.
+    /// Batches under way, and the jobs in them.
     batches: usize,
+    jobs: usize,
     /// Since when the bot may not work although there is work.
     held_since: Option<Instant>,
 }
@@ -57,8 +58,8 @@ pub struct Intake {
 /// What a task of ours leaves behind.
 #[derive(Debug)]
 enum Done {
-    Batch(ConversationId, Memory, Unsettled),
-    Rejection(Option<Envelope>),
+    Batch(ConversationId, Box<Memory>, usize, Unsettled),
+    Rejection(Option<Box<Envelope>>),
 }
 
 /// Why a subscription is over.
@@ -88,6 +89,7 @@ impl Intake {
             memories: Memories::default(),
             running: JoinSet::new(),
             batches: 0,
+            jobs: 0,
             held_since: None,
         }
     }
@@ -175,6 +177,8 @@ impl Intake {
                     }
                 }
             }
+            let held = self.lanes.waiting() + self.jobs;
+            metrics::gauge!(names::JOBS_HELD, "bot" => self.context.bot.config().name.clone()).set(to_f64(held));
             let until = holding.map_or_else(|| Instant::now() + HOLD_AT_MOST, |holding| holding.until);
             tokio::select! {
                 biased;
@@ -205,6 +209,9 @@ impl Intake {
             metrics::counter!(names::JOBS_REDELIVERED, "bot" => config.name.clone()).increment(1);
         }
         let message = &envelope.message;
+        if let Some(age) = message.timestamp().and_then(|at| Duration::try_from(now.duration_since(at)).ok()) {
+            metrics::histogram!(names::QUEUE_AGE_SECONDS, "bot" => config.name.clone()).record(age);
+        }
         let source = Source {
             body: &message.body,
             message_id: message.message_id(),
@@ -221,14 +228,15 @@ impl Intake {
                     suspect: envelope.is_suspect(),
                     published: message.timestamp(),
                     attempts: envelope.attempts(),
-                    ambiguous_before: message.integer(AMBIGUOUS).is_some(),
+                    uncertain: envelope.redelivered || message.integer(AMBIGUOUS).is_some(),
                     ..Task::new(job, &config.name, envelope.traceparent.clone())
                 };
                 self.lanes.push(task.job.conversation.clone(), Held { task, envelope });
             }
             Err(invalid) => {
                 let context = Arc::clone(&self.context);
-                self.running.spawn(async move { Done::Rejection(context.reject(envelope, invalid).await) });
+                self.running
+                    .spawn(async move { Done::Rejection(context.reject(envelope, invalid).await.map(Box::new)) });
             }
         }
     }
@@ -241,25 +249,27 @@ impl Intake {
         {
             self.batches += 1;
             let context = Arc::clone(&self.context);
-            let memory = self.memories.take(&conversation);
+            let (memory, jobs) = (self.memories.take(&conversation), batch.len());
+            self.jobs += jobs;
             metrics::histogram!(names::BATCH_JOBS, "bot" => context.bot.config().name.clone())
                 .record(to_f64(batch.len()));
             self.running.spawn(async move {
                 let (memory, unsettled) = context.work(&conversation, batch, memory).await;
-                Done::Batch(conversation, memory, unsettled)
+                Done::Batch(conversation, Box::new(memory), jobs, unsettled)
             });
         }
     }
 
     fn done(&mut self, done: Result<Done, tokio::task::JoinError>) -> Unsettled {
         match done {
-            Ok(Done::Batch(conversation, memory, unsettled)) => {
+            Ok(Done::Batch(conversation, memory, jobs, unsettled)) => {
                 self.batches = self.batches.saturating_sub(1);
+                self.jobs = self.jobs.saturating_sub(jobs);
                 self.lanes.done(&conversation);
-                self.memories.put(conversation, memory);
+                self.memories.put(conversation, *memory);
                 unsettled
             }
-            Ok(Done::Rejection(envelope)) => envelope.into_iter().collect(),
+            Ok(Done::Rejection(envelope)) => envelope.into_iter().map(|envelope| *envelope).collect(),
             Err(error) => {
                 // Panics of a job are caught within; this one is ours, and its lane would stand still for ever.
                 tracing::error!(%error, "a task of the worker ended; the process ends, and its jobs are delivered again");

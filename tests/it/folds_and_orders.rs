@@ -37,6 +37,27 @@ async fn what_waits_for_a_conversation_is_folded_in_order() {
 }
 
 #[tokio::test]
+async fn a_job_that_waits_twice_in_one_batch_takes_effect_once() {
+    let world = World::new().await;
+    world.subscribe().await;
+    let conversation = world.conversation();
+    let job = |id: &str| {
+        json!({"job_id": id, "conversation_id": conversation,
+               "variables": {"n": {"op": "increment"}, "all": {"op": "append", "value": id}}})
+    };
+    // While the first one is under way, the others gather.
+    world.faults(json!({"parameters": {"latency_ms": [200, 200]}})).await;
+    world.publish_jobs(&[job("first"), job("a"), job("b"), job("a"), job("a"), job("c")]).await;
+    let _worker = world.start_worker().await;
+    world.expect_applied("c").await;
+    assert_eq!(world.value(&conversation, "n").await.as_i64(), Some(4));
+    assert_eq!(world.value(&conversation, "all").await, json!(["first", "a", "b", "c"]));
+    let told = world.outcomes_of("a").await;
+    assert_eq!(told.len(), 3);
+    assert!(told.iter().all(|outcome| outcome.id() == told[0].id() && outcome.verdict() == "applied"));
+}
+
+#[tokio::test]
 async fn a_conversation_that_hangs_does_not_hold_up_another() {
     let world = World::new().await;
     let (hanging, other) = (world.conversation(), world.conversation());

@@ -30,6 +30,8 @@ mod relay;
 mod replays_dead_letters;
 mod resolves_conflicts;
 mod settings_are_explained;
+mod shows_itself;
 mod starts_without_services;
+mod takes_over;
 mod topology_differs;
 mod unroutable_waits;

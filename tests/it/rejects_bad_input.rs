@@ -220,7 +220,7 @@ async fn a_precondition_of_the_job_that_does_not_hold_is_said() {
     world.publish_job(&job("bound", json!({"n": {"op": "increment", "by": 6, "max": 10}}))).await;
     world.expect_refused("bound", "precondition_failed").await;
     let mut based = job("based", json!({"n": {"value": 0}}));
-    based["base_version"] = json!("not the version");
+    based["base_version"] = json!("another-version");
     world.publish_job(&based).await;
     world.expect_refused("based", "precondition_failed").await;
     assert_eq!(world.value(&conversation, "state").await, "open");

@@ -45,10 +45,12 @@ async fn jobs_wait_for_a_target_that_is_not_there_yet() {
         setup.set("bots.default.base_url", "http://127.0.0.1:9").set("retry.schedule", vec!["200ms"]);
     })
     .await;
-    let worker = world.start_worker().await;
+    let worker = world.spawn("worker");
+    worker.not_ready_because_of("127.0.0.1:9").await;
     let job = json!({"job_id": "waits", "conversation_id": world.conversation(), "variables": {"a": {"value": 1}}});
     world.publish_job(&job).await;
     worker.logs("127.0.0.1:9").await;
+    worker.logs("the job waits").await;
     assert!(world.outcomes_of("waits").await.is_empty());
     worker.kill9().await;
 

@@ -144,6 +144,21 @@ fn the_same_event_twice_is_fine_and_counted() {
 }
 
 #[test]
+fn a_repetition_without_details_claims_all_that_was_asked_for() {
+    let repeated = || json!({"id": "e1", "data": {"job_id": "a", "verdict": "applied", "repeat": true, "keys": {}}});
+    let mut evidence = fine();
+    evidence.outcomes.push(repeated());
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    evidence.outcomes[0] = repeated();
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    let lost = |e: &mut Evidence| {
+        e.outcomes[0] = repeated();
+        set(e, "n", json!(1.5));
+    };
+    assert_eq!(says(lost, "n: lost").lost, 1);
+}
+
+#[test]
 fn a_lost_increment_is_seen() {
     assert_eq!(says(|e| set(e, "n", json!(1.5)), "conversation.n: lost").lost, 1);
     assert_eq!(says(|e| set(e, "n", Value::Null), "conversation.n: lost").lost, 1);
@@ -164,6 +179,16 @@ fn a_lost_doubled_or_misplaced_element_is_seen() {
 #[test]
 fn an_overwritten_value_is_seen() {
     says(|e| e.state.get_mut(CONVERSATION).unwrap()["last"][0]["value"] = json!("ea"), "not what the last applied job");
+}
+
+#[test]
+fn a_set_that_changed_nothing_claims_that_the_value_is_there() {
+    let unchanged = |e: &mut Evidence| e.outcomes[1]["data"]["keys"]["last"]["result"] = json!("unchanged");
+    let mut evidence = fine();
+    unchanged(&mut evidence);
+    assert_eq!(judge(&evidence).faults, Vec::<String>::new());
+    let kept = |e: &mut Evidence| e.outcomes[1]["data"]["keys"]["last"]["result"] = json!("kept_theirs");
+    says(kept, "not what the last applied job");
 }
 
 #[test]

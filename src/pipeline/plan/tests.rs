@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -14,6 +15,9 @@ fn bot(more: &str) -> Bot {
     );
     Config::parse(&settings, []).unwrap().bots.remove("default").unwrap()
 }
+
+/// The settings are read once: property tests ask for them thousands of times.
+static BOT: LazyLock<Bot> = LazyLock::new(|| bot(""));
 
 fn now() -> Timestamp {
     "2026-11-23T10:00:00Z".parse().unwrap()
@@ -33,7 +37,7 @@ fn job(id: &str, more: Value) -> Job {
         first_seen: now(),
         now: now(),
     };
-    validate(&bot(""), Duration::from_secs(900), &source).unwrap()
+    validate(&BOT, Duration::from_secs(900), &source).unwrap()
 }
 
 fn write(id: &str, key: &str, variable: Value) -> Job {
@@ -50,6 +54,7 @@ fn candidate(job: &Job) -> Candidate<'_> {
         mark: Mark::of_job("default", &job.conversation, &job.id),
         generation: 0,
         suspect: false,
+        uncertain: false,
         published: None,
         tried: None,
         tried_without_entry: false,
@@ -57,7 +62,7 @@ fn candidate(job: &Job) -> Candidate<'_> {
 }
 
 fn suspect(job: &Job) -> Candidate<'_> {
-    Candidate { suspect: true, ..candidate(job) }
+    Candidate { suspect: true, uncertain: true, ..candidate(job) }
 }
 
 fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
@@ -70,13 +75,12 @@ fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
     if !ledger.is_empty() {
         all.insert(Name::new(Scope::Conversation, "_injection_ledger"), ledger.clone().to_value().0);
     }
-    Snapshot::read(Some(Version::new(version)), all, "_injection_ledger", None)
+    Snapshot::read(Some(Version::new(version)), all, "_injection_ledger", None, now())
 }
 
 fn plan_on(snapshot: &Snapshot, base: Option<&Snapshot>, batch: &[Candidate<'_>]) -> Plan {
-    let bot = bot("");
     let base = base.and_then(Snapshot::variables).map(|variables| &**variables);
-    let ground = Ground { bot: &bot, snapshot, base, backfill: &[], evicted: &Evicted::default(), now: now() };
+    let ground = Ground { bot: &BOT, snapshot, base, backfill: &[], evicted: &Evicted::default(), now: now() };
     plan(ground, batch, MAX_BATCH, None)
 }
 
@@ -96,7 +100,7 @@ fn after(snapshot: &Snapshot, plan: &Plan) -> Snapshot {
     }
     let version = snapshot.version.as_ref().unwrap().as_str().parse::<u64>().unwrap();
     let version = version + u64::from(plan.body.is_some());
-    Snapshot::read(Some(Version::new(version.to_string())), all, "_injection_ledger", None)
+    Snapshot::read(Some(Version::new(version.to_string())), all, "_injection_ledger", None, now())
 }
 
 fn code(fate: &Fate) -> Reason {
@@ -127,9 +131,20 @@ fn a_batch_is_one_request_with_one_entry_a_job() {
 }
 
 #[test]
+fn a_job_that_is_twice_in_a_batch_takes_effect_once() {
+    let snapshot = state("1", json!({"text": "x"}), &Ledger::default());
+    let (good, bad) = (increment("a", 1), write("b", "text", json!({"op": "increment"})));
+    let batch = [candidate(&good), candidate(&good), candidate(&bad), candidate(&bad)];
+    let plan = plan_on(&snapshot, None, &batch);
+    assert_eq!(after(&snapshot, &plan).variables().unwrap()[&Name::new(Scope::Conversation, "n")], json!(1));
+    assert_eq!(plan.fates[1], Fate::Repeat);
+    assert!(matches!(&plan.fates[3], Fate::RefusedBefore(rejection) if rejection.code == Reason::TypeMismatch));
+}
+
+#[test]
 fn plain_sets_need_no_ledger_and_no_state() {
     let snapshot =
-        Snapshot { version: Some(Version::new("7")), contents: Contents::VersionOnly, fresh: false, reset: false };
+        Snapshot { version: Some(Version::new("7")), contents: Contents::VersionOnly, fresh: false, reset: None };
     let jobs = [write("a", "k", json!({"value": 1})), write("b", "gone", json!({"value": null}))];
     let batch = jobs.iter().map(candidate).collect::<Vec<_>>();
     assert!(!needs_state(&bot(""), &batch));
@@ -290,9 +305,11 @@ impl JobIdOf {
 
 #[test]
 fn after_a_reset_only_first_deliveries_go_on() {
-    let snapshot = Snapshot { reset: true, ..state("1", json!({}), &Ledger::default()) };
+    let snapshot = Snapshot { reset: Some(now()), ..state("1", json!({}), &Ledger::default()) };
     let job = increment("a", 1);
     assert_eq!(code(&plan_on(&snapshot, None, &[suspect(&job)]).fates[0]), Reason::ConversationReset);
+    let later = Candidate { published: Some(now() + Duration::from_secs(1)), ..suspect(&job) };
+    assert!(matches!(plan_on(&snapshot, None, &[later]).fates[0], Fate::Applies(_)));
     assert!(matches!(plan_on(&snapshot, None, &[candidate(&job)]).fates[0], Fate::Applies(_)));
 }
 
@@ -300,7 +317,7 @@ fn after_a_reset_only_first_deliveries_go_on() {
 fn an_unreadable_ledger_stops_everything() {
     let mut all = Variables::new();
     all.insert(Name::new(Scope::Conversation, "_injection_ledger"), json!({"v": 99}));
-    let snapshot = Snapshot::read(Some(Version::new("1")), all, "_injection_ledger", None);
+    let snapshot = Snapshot::read(Some(Version::new("1")), all, "_injection_ledger", None, now());
     let job = increment("a", 1);
     let plan = plan_on(&snapshot, None, &[candidate(&job)]);
     assert_eq!(code(&plan.fates[0]), Reason::LedgerUnreadable);

@@ -431,3 +431,34 @@ fn settings_that_cannot_be_used_are_named() {
     assert!(with("previous_secret", "whsec_hunter2").starts_with("endpoints.test.previous_secret has"));
     assert!(with("Webhook-Id", "hunter2").starts_with("endpoints.test.headers.Webhook-Id is set by the relay"));
 }
+
+/// A certificate that nobody signed, for somebody else, valid until 2124; and its key.
+const STRANGERS_CERTIFICATE: &str = "MIIBpjCCAU2gAwIBAgIUUK+qGjHw+mOeDoFRTb5ynwZG9e4wCgYIKoZIzj0EAwIwGjEYMBYGA1UEAwwPc29tZW9uZS5leGFtcGxlMCAXDTI2MTEyNDExMDM0OFoYDzIxMjYxMDMxMTEwMzQ4WjAaMRgwFgYDVQQDDA9zb21lb25lLmV4YW1wbGUwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAT8QpckOPqX6gTbYEfxMA9L1lUPCeUGE8tqLOUlxNQ8l1WIY03rIrlNSa6A+qZ8NGzZwJ8cLmcOwrTlGhNnxySVo28wbTAdBgNVHQ4EFgQU+3fcaflsZh5haGk8L7eiQStX2U4wHwYDVR0jBBgwFoAU+3fcaflsZh5haGk8L7eiQStX2U4wDwYDVR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgg9zb21lb25lLmV4YW1wbGUwCgYIKoZIzj0EAwIDRwAwRAIgUaFczx+BgAIejOIqWswvCEGd4I2hmxMvHvLwHt6OpmACICfv8BSrJbusLIaMJx+DXLD48GWLai30hBvBaefkK+te";
+const STRANGERS_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQge2tsag5LPhKqTx6t/g2eVrft2RaEEakaph34FiG453mhRANCAAT8QpckOPqX6gTbYEfxMA9L1lUPCeUGE8tqLOUlxNQ8l1WIY03rIrlNSa6A+qZ8NGzZwJ8cLmcOwrTlGhNnxySV";
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_trusted_is_refused_before_anything_is_sent() {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let decode = |text: &str| base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap();
+    let certificate = rustls::pki_types::CertificateDer::from(decode(STRANGERS_CERTIFICATE));
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(decode(STRANGERS_KEY).into());
+    let settings =
+        rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let settings = Arc::new(settings);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // Blocking, in a thread of its own: rustls alone knows no tokio.
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut session = rustls::ServerConnection::new(settings).unwrap();
+        while session.is_handshaking() && session.complete_io(&mut stream).is_ok() {}
+        let mut request = Vec::new();
+        std::io::Read::read_to_end(&mut rustls::Stream::new(&mut session, &mut stream), &mut request).ok();
+        request
+    });
+    let receiver = Receiver::new(&endpoint(&format!("https://{address}/t0ken"))).unwrap();
+    let failure = failure(send(&receiver).await);
+    assert_eq!(failure.code(), "tls", "{failure}");
+    assert!(failure.to_string().contains("certificate"), "{failure}");
+    assert_eq!(served.join().unwrap(), b"", "nothing was sent");
+}
