@@ -108,6 +108,17 @@ pub struct Audit {
     pub digest_key: Option<SecretString>,
 }
 
+impl Audit {
+    /// The key of the digests: the setting's, else one that nobody else has.
+    #[must_use]
+    pub fn digest_key_or_random(&self) -> Vec<u8> {
+        match &self.digest_key {
+            Some(key) => key.expose_secret().as_bytes().to_vec(),
+            None => rand::random::<[u8; 32]>().to_vec(),
+        }
+    }
+}
+
 /// The ladder of jobs.
 #[derive(Debug, Clone)]
 pub struct Retry {

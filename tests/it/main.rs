@@ -22,6 +22,7 @@ mod folds_and_orders;
 mod foreign_clients;
 mod goes_on_without_redis;
 mod holds_the_hash_chain;
+mod injects_directly;
 mod injects_jobs;
 mod leaves_nothing_behind;
 mod looks_into_dead_letters;
