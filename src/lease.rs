@@ -9,9 +9,14 @@
 //!   waited out, since there it is the best that can be had.
 //! - Taken for 10 s and renewed every 3 s by a task of the guard. A guard that is dropped without
 //!   [`ConversationLease::release`] leaves it to expire.
+//! - With the lease come the verdicts that jobs had before, and with the release they are left: of those that no
+//!   ledger names, so that a job that comes again to another worker gets the same verdict. Best effort as well.
 //! - The version record is written with the release by whoever wrote last, and kept for 24 h. A wrong one costs a
 //!   conflict.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -24,6 +29,8 @@ use uuid::Uuid;
 use crate::job::{ConversationId, Version};
 use crate::ladder;
 use crate::metrics as names;
+use crate::pipeline::ledger::Mark;
+use crate::pipeline::verdict::Reason;
 use crate::redis_link::{Away, RedisLink};
 
 /// How long a lease holds.
@@ -34,17 +41,23 @@ const RENEW_EVERY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How often it is asked for meanwhile.
 const ASK_EVERY: Duration = Duration::from_millis(20);
-/// How long the version record is kept, in milliseconds.
+/// Verdicts of a conversation after which the older half of them goes.
+const VERDICTS: usize = 1_000;
+/// How long the version record and verdicts are kept, in milliseconds.
 const KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// Keys: lease, version record, retry line. Arguments: token, milliseconds. Returns {1 if it is ours now, 1 if
-/// somebody is in line, version or nil}.
+/// Keys: lease, version record, retry line, verdicts, older verdicts. Arguments: token, milliseconds, marks of jobs.
+/// Returns {1 if it is ours now, 1 if somebody is in line, version or '', verdict of each mark or ''}.
 static ACQUIRE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local ours = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
 if not ours and redis.call('GET', KEYS[1]) == ARGV[1] then ours = redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return {ours and 1 or 0, redis.call('EXISTS', KEYS[3]), redis.call('GET', KEYS[2])}
+local answer = {ours and '1' or '0', tostring(redis.call('EXISTS', KEYS[3])), redis.call('GET', KEYS[2]) or ''}
+for i = 3, #ARGV do
+  answer[#answer + 1] = redis.call('HGET', KEYS[4], ARGV[i]) or redis.call('HGET', KEYS[5], ARGV[i]) or ''
+end
+return answer
 ",
     )
 });
@@ -59,13 +72,19 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
     )
 });
 
-/// Keys: lease, version record. Arguments: token, what happens to the record (keep, set, drop), version,
-/// milliseconds. Returns 1 if the lease still was ours.
+/// Keys: lease, version record, verdicts, older verdicts. Arguments: token, what happens to the record (keep, set,
+/// drop), version, milliseconds, most verdicts of a half, marks each with its verdict. Returns 1 if the lease still
+/// was ours.
 static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 if ARGV[2] == 'set' then redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) end
 if ARGV[2] == 'drop' then redis.call('DEL', KEYS[2]) end
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
+if #ARGV > 5 then
+  redis.call('PEXPIRE', KEYS[3], ARGV[4])
+  if redis.call('HLEN', KEYS[3]) >= tonumber(ARGV[5]) then redis.call('RENAME', KEYS[3], KEYS[4]) end
+end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 ",
@@ -111,6 +130,9 @@ pub struct ConversationLease {
     lease_key: String,
     version_key: String,
     line_key: String,
+    verdict_keys: [String; 2],
+    /// By mark.
+    verdicts: HashMap<String, PastVerdict>,
     token: String,
     hold: Hold,
     recorded: Option<Version>,
@@ -126,6 +148,7 @@ pub async fn acquire(
     bot: &str,
     conversation: &ConversationId,
     contention: Contention,
+    marks: &[&Mark],
 ) -> ConversationLease {
     let asked = Instant::now();
     let tag = format!("{bot}:{conversation}");
@@ -135,6 +158,8 @@ pub async fn acquire(
         lease_key: link.key("lease", &tag),
         version_key: link.key("version", &tag),
         line_key: ladder::line_key(link, &tag),
+        verdict_keys: [link.key("verdicts", &tag), link.key("verdicts-older", &tag)],
+        verdicts: HashMap::new(),
         token: Uuid::new_v4().simple().to_string(),
         hold: Hold::RedisAway,
         recorded: None,
@@ -144,10 +169,13 @@ pub async fn acquire(
         renewing: None,
     };
     loop {
-        let (hold, sees_a_line, recorded) = match lease.ask().await {
+        let (hold, sees_a_line, recorded) = match lease.ask(marks).await {
             Err(Away) => (Hold::RedisAway, false, None),
-            Ok((1, line, recorded)) => (Hold::Held, line, recorded),
-            Ok((_, line, recorded)) => (Hold::HeldByAnother, line, recorded),
+            Ok(answer) => {
+                let hold = if answer.ours { Hold::Held } else { Hold::HeldByAnother };
+                lease.verdicts = answer.verdicts;
+                (hold, answer.sees_a_line, answer.recorded)
+            }
         };
         let waits = contention == Contention::WaitOut || asked.elapsed() < PATIENCE;
         if hold == Hold::HeldByAnother && waits {
@@ -196,10 +224,16 @@ impl ConversationLease {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Gives it back and writes the version record, in one step.
-    pub async fn release(mut self, record: Record<'_>) {
+    /// The verdict that a job had before, if one is remembered.
+    #[must_use]
+    pub fn past_verdict(&self, mark: &Mark) -> Option<&PastVerdict> {
+        self.verdicts.get(mark.as_str())
+    }
+
+    /// Gives it back, writes the version record and leaves verdicts, in one step.
+    pub async fn release(mut self, record: Record<'_>, verdicts: &[(&Mark, PastVerdict)]) {
         self.stop_renewing();
-        if self.hold != Hold::Held && record == Record::Keep {
+        if self.hold != Hold::Held && record == Record::Keep && verdicts.is_empty() {
             return;
         }
         let (what, version) = match record {
@@ -208,15 +242,30 @@ impl ConversationLease {
             Record::Drop => ("drop", ""),
         };
         let mut script = RELEASE.key(&self.lease_key);
-        script.key(&self.version_key).arg(&self.token).arg(what).arg(version).arg(KEEP_MS);
+        script.key(&self.version_key).key(&self.verdict_keys).arg(&self.token).arg(what).arg(version).arg(KEEP_MS);
+        script.arg(VERDICTS);
+        for (mark, verdict) in verdicts {
+            script.arg(mark.as_str()).arg(verdict.to_string());
+        }
         // Without Redis the lease expires, and the record costs a conflict.
         let _ = self.link.call::<i64>(&script).await;
     }
 
-    async fn ask(&self) -> Result<(i64, bool, Option<String>), Away> {
+    async fn ask(&self, marks: &[&Mark]) -> Result<Answer, Away> {
         let mut script = ACQUIRE.key(&self.lease_key);
-        script.key(&self.version_key).key(&self.line_key).arg(&self.token).arg(milliseconds(HOLDS));
-        self.link.call(&script).await
+        script.key(&self.version_key).key(&self.line_key).key(&self.verdict_keys);
+        script.arg(&self.token).arg(milliseconds(HOLDS));
+        for mark in marks {
+            script.arg(mark.as_str());
+        }
+        let answer = self.link.call::<Vec<String>>(&script).await?;
+        let mut parts = answer.into_iter();
+        let mut next = || parts.next().unwrap_or_default();
+        let (ours, sees_a_line, recorded) = (next() == "1", next() == "1", next());
+        let found =
+            marks.iter().zip(parts).filter_map(|(mark, text)| Some((mark.as_str().to_owned(), text.parse().ok()?)));
+        let recorded = Some(recorded).filter(|version| !version.is_empty());
+        Ok(Answer { ours, sees_a_line, recorded, verdicts: found.collect() })
     }
 
     fn renewal(&self) -> Renewal {
@@ -239,6 +288,58 @@ impl ConversationLease {
 impl Drop for ConversationLease {
     fn drop(&mut self) {
         self.stop_renewing();
+    }
+}
+
+struct Answer {
+    ours: bool,
+    sees_a_line: bool,
+    recorded: Option<String>,
+    verdicts: HashMap<String, PastVerdict>,
+}
+
+/// A verdict as Redis keeps it: `applied`, or `not_applied:<generation>:<code>`, or `unknown:…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PastVerdict {
+    /// It was applied, which binds all replay generations.
+    Applied,
+    /// It was not, in that generation.
+    NotApplied(u32, Reason),
+    /// Nobody could know, in that generation.
+    Unknown(u32, Reason),
+}
+
+impl fmt::Display for PastVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Applied => f.write_str("applied"),
+            Self::NotApplied(generation, code) => write!(f, "not_applied:{generation}:{}", code.as_str()),
+            Self::Unknown(generation, code) => write!(f, "unknown:{generation}:{}", code.as_str()),
+        }
+    }
+}
+
+/// Not a verdict of this form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoVerdict;
+
+impl FromStr for PastVerdict {
+    type Err = NoVerdict;
+
+    fn from_str(text: &str) -> Result<Self, NoVerdict> {
+        if text == "applied" {
+            return Ok(Self::Applied);
+        }
+        let mut parts = text.splitn(3, ':');
+        let mut next = || parts.next().ok_or(NoVerdict);
+        let (verdict, generation, code) = (next()?, next()?, next()?);
+        let generation = generation.parse().map_err(|_| NoVerdict)?;
+        let code = Reason::parse(code).ok_or(NoVerdict)?;
+        match verdict {
+            "not_applied" => Ok(Self::NotApplied(generation, code)),
+            "unknown" => Ok(Self::Unknown(generation, code)),
+            _ => Err(NoVerdict),
+        }
     }
 }
 

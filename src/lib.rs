@@ -34,5 +34,6 @@ pub mod servers;
 pub mod shutdown;
 pub mod target;
 pub mod telemetry;
+pub mod trace;
 pub mod witness;
 pub mod worker;

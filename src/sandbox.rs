@@ -183,7 +183,7 @@ impl Sandbox {
 
     /// Replaces what the second writer does.
     pub fn set_second_writer(&self, settings: SecondWriter) {
-        self.platform.second_writer.send_replace(settings);
+        second_writer::change(&self.platform, settings);
     }
 
     /// Ends all tokens.

@@ -78,6 +78,14 @@ pub struct Observed {
     pub variables: BTreeMap<Name, Value>,
 }
 
+/// A conversation as a file shows it: the body of an answer to a read of `context-v1`.
+///
+/// # Errors
+/// What of it is not understood.
+pub fn parse_state(conversation: &ConversationId, body: Bytes) -> Result<Observed, Failure> {
+    context_v1::parse_state(conversation, body)
+}
+
 /// How a read ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Read {

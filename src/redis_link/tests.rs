@@ -10,10 +10,11 @@ use super::*;
 use crate::config::Config;
 use crate::job::{ConversationId, JobId, Version};
 use crate::ladder::Ladder;
-use crate::lease::{self, Contention, Hold, Record};
+use crate::lease::{self, Contention, Hold, PastVerdict, Record};
 use crate::limiter::Limiter;
 use crate::pipeline::evicted::{Evicted, Memory};
 use crate::pipeline::ledger::{LowWater, Mark};
+use crate::pipeline::verdict::Reason;
 use crate::servers;
 use crate::witness;
 
@@ -107,7 +108,7 @@ async fn a_key_of_another_kind_harms_only_its_own_caller() {
     let Some((server, link)) = private_redis().await else { return };
     let key = link.key("lease", "b:conv_1");
     let _: () = commands(&server).await.lpush(&key, "x").await.unwrap();
-    let lease = lease::acquire(&link, "b", &conversation("conv_1"), Contention::GoOn).await;
+    let lease = lease::acquire(&link, "b", &conversation("conv_1"), Contention::GoOn, &[]).await;
     assert_ne!(lease.hold(), Hold::Held);
     assert!(link.is_here());
     assert_eq!(ping(&link).await, Ok(7));
@@ -117,18 +118,18 @@ async fn a_key_of_another_kind_harms_only_its_own_caller() {
 async fn one_holds_the_lease_and_the_other_goes_on_without() {
     let Some((server, link)) = private_redis().await else { return };
     let (other, id) = (second(&server, &link), conversation("conv_1"));
-    let held = lease::acquire(&link, "b", &id, Contention::GoOn).await;
+    let held = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     assert_eq!((held.hold(), held.recorded()), (Hold::Held, None));
-    let without = lease::acquire(&other, "b", &id, Contention::GoOn).await;
+    let without = lease::acquire(&other, "b", &id, Contention::GoOn, &[]).await;
     assert_eq!(without.hold(), Hold::HeldByAnother);
-    let elsewhere = lease::acquire(&other, "b", &conversation("conv_2"), Contention::GoOn).await;
+    let elsewhere = lease::acquire(&other, "b", &conversation("conv_2"), Contention::GoOn, &[]).await;
     assert_eq!(elsewhere.hold(), Hold::Held);
-    without.release(Record::Set(&Version::new("\"8\""))).await;
-    let still = lease::acquire(&other, "b", &id, Contention::GoOn).await;
+    without.release(Record::Set(&Version::new("\"8\"")), &[]).await;
+    let still = lease::acquire(&other, "b", &id, Contention::GoOn, &[]).await;
     assert_eq!(still.hold(), Hold::HeldByAnother, "who had no lease gave none back");
     assert_eq!(still.recorded(), Some(&Version::new("\"8\"")), "but wrote the version");
-    held.release(Record::Drop).await;
-    let next = lease::acquire(&other, "b", &id, Contention::GoOn).await;
+    held.release(Record::Drop, &[]).await;
+    let next = lease::acquire(&other, "b", &id, Contention::GoOn, &[]).await;
     assert_eq!((next.hold(), next.recorded()), (Hold::Held, None));
 }
 
@@ -136,16 +137,16 @@ async fn one_holds_the_lease_and_the_other_goes_on_without() {
 async fn a_lease_is_waited_out_where_nothing_else_guards_the_write() {
     let Some((server, link)) = private_redis().await else { return };
     let (other, id) = (second(&server, &link), conversation("conv_1"));
-    let held = lease::acquire(&link, "b", &id, Contention::GoOn).await;
+    let held = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     let waiting = tokio::spawn({
         let id = id.clone();
-        async move { lease::acquire(&other, "b", &id, Contention::WaitOut).await.hold() }
+        async move { lease::acquire(&other, "b", &id, Contention::WaitOut, &[]).await.hold() }
     });
     // Longer than the one who goes on without waits.
-    let without = lease::acquire(&link, "b", &id, Contention::GoOn).await;
+    let without = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     assert_eq!(without.hold(), Hold::HeldByAnother);
     assert!(!waiting.is_finished());
-    held.release(Record::Keep).await;
+    held.release(Record::Keep, &[]).await;
     assert_eq!(within("the lease", waiting).await.unwrap(), Hold::Held);
 }
 
@@ -153,7 +154,7 @@ async fn a_lease_is_waited_out_where_nothing_else_guards_the_write() {
 async fn a_held_lease_is_renewed_and_a_lost_one_is_noticed() {
     let Some((server, link)) = private_redis().await else { return };
     let (id, key) = (conversation("conv_1"), link.key("lease", "b:conv_1"));
-    let lease = lease::acquire(&link, "b", &id, Contention::GoOn).await;
+    let lease = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     let mut redis = commands(&server).await;
     // As if most of its time had passed; only a renewal makes it longer again.
     let _: () = redis.pexpire(&key, 8_000).await.unwrap();
@@ -170,15 +171,15 @@ async fn a_held_lease_is_renewed_and_a_lost_one_is_noticed() {
         }
     })
     .await;
-    lease.release(Record::Keep).await;
+    lease.release(Record::Keep, &[]).await;
     assert_eq!(redis.get::<_, String>(&key).await.unwrap(), "another's");
 }
 
 #[tokio::test]
 async fn without_redis_work_goes_on_without_a_lease() {
-    let lease = lease::acquire(&RedisLink::absent(), "b", &conversation("conv_1"), Contention::WaitOut).await;
+    let lease = lease::acquire(&RedisLink::absent(), "b", &conversation("conv_1"), Contention::WaitOut, &[]).await;
     assert_eq!(lease.hold(), Hold::RedisAway);
-    lease.release(Record::Set(&Version::new("1"))).await;
+    lease.release(Record::Set(&Version::new("1")), &[]).await;
 }
 
 /// The least time that `requests` take at 200 a second with two at once.
@@ -243,12 +244,12 @@ async fn with_redis_later_jobs_follow_the_earlier_ones_whoever_works() {
     let (id, job) = (conversation("conv_2"), |name| JobId::new(name).unwrap());
     one.climb("b", &id, &job("first"), 2, Duration::from_secs(5)).await;
     assert_eq!(two.standings("b", &id, &[&job("second")]).await[0], Some(2));
-    let lease = lease::acquire(&link, "b", &id, Contention::GoOn).await;
+    let lease = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     assert!(two.concerns("b", &id, &lease));
     two.step_off("b", &id, &job("first")).await;
     assert_eq!(one.standings("b", &id, &[&job("second")]).await[0], None, "what the other stepped off is off");
-    lease.release(Record::Keep).await;
-    let lease = lease::acquire(&link, "b", &id, Contention::GoOn).await;
+    lease.release(Record::Keep, &[]).await;
+    let lease = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     assert!(!two.concerns("b", &id, &lease));
 }
 
@@ -323,4 +324,30 @@ async fn a_full_memory_lets_the_oldest_evictions_go_and_says_so() {
     assert_eq!((find("m00040"), find("more39")), (Memory::Applied, Memory::Applied));
     assert_eq!(find("m00039"), Memory::NotSince(jiff::Timestamp::from_second(100).unwrap()));
     assert_eq!(witness::recall(&link, "b", &id, 10_001).await, None, "old counts are let go too");
+}
+
+#[tokio::test]
+async fn a_job_that_comes_to_another_worker_finds_the_verdict_that_it_had() {
+    let Some((_redis, one)) = private_redis().await else { return };
+    let other = Arc::clone(&one);
+    let id = conversation("conv_1");
+    let mark = |number: usize| Mark::of_job("b", &id, &JobId::new(&format!("job-{number}")).unwrap());
+    let (applied, refused, new) = (mark(1), mark(2), mark(3));
+    let not_applied = PastVerdict::NotApplied(2, Reason::TypeMismatch);
+    let lease = lease::acquire(&one, "b", &id, Contention::GoOn, &[]).await;
+    lease.release(Record::Keep, &[(&applied, PastVerdict::Applied), (&refused, not_applied)]).await;
+    let lease = lease::acquire(&other, "b", &id, Contention::GoOn, &[&new, &refused, &applied]).await;
+    assert_eq!(lease.past_verdict(&applied), Some(&PastVerdict::Applied));
+    assert_eq!(lease.past_verdict(&refused), Some(&not_applied));
+    assert_eq!(lease.past_verdict(&new), None);
+    // Bounded: the older half goes.
+    let marks = (10..2_010).map(mark).collect::<Vec<_>>();
+    for half in marks.chunks(1_000) {
+        let verdicts = half.iter().map(|mark| (mark, PastVerdict::Applied)).collect::<Vec<_>>();
+        let lease = lease::acquire(&one, "b", &id, Contention::GoOn, &[]).await;
+        lease.release(Record::Keep, &verdicts).await;
+    }
+    let lease = lease::acquire(&other, "b", &id, Contention::GoOn, &[&applied, &marks[1_999]]).await;
+    assert_eq!(lease.past_verdict(&applied), None);
+    assert_eq!(lease.past_verdict(&marks[1_999]), Some(&PastVerdict::Applied));
 }

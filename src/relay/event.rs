@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::trace::is_traceparent;
+
 /// Bytes of an id that is sent as a header.
 const MAX_ID_BYTES: usize = 256;
 
@@ -81,20 +83,6 @@ impl Event {
     #[must_use]
     pub fn trace_id(&self) -> Option<&str> {
         self.traceparent.as_deref()?.split('-').nth(1)
-    }
-}
-
-/// `version-traceid-parentid-flags` (W3C Trace Context §3.2).
-fn is_traceparent(text: &str) -> bool {
-    let hex = |part: &str, digits: usize| {
-        part.len() == digits && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let zero = |part: &str| part.bytes().all(|b| b == b'0');
-    match text.split('-').collect::<Vec<_>>()[..] {
-        [version, trace, parent, flags] => {
-            hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && !zero(trace) && !zero(parent)
-        }
-        _ => false,
     }
 }
 

@@ -12,7 +12,7 @@ use super::context_v1::as_json;
 use super::faults::Faults;
 use super::history::Writer;
 use super::platform::{Origin, Platform};
-use super::second_writer::SecondWriter;
+use super::second_writer::{self, SecondWriter};
 use super::state::from_shown;
 
 /// The prefix of all its paths.
@@ -37,7 +37,8 @@ pub(super) fn serve(platform: &Arc<Platform>, method: &str, path: &str, query: O
         .collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     match (method, segments.as_slice()) {
-        ("GET", ["health"]) => ok(json!({"status": "ok"})),
+        // `livez`, so that `context-injector health --live` can ask it.
+        ("GET", ["health" | "livez"]) => ok(json!({"status": "ok"})),
         ("GET", ["faults"]) => shown(&platform.faults().faults),
         ("PUT", ["faults"]) => parsed(body, |faults: Faults| {
             platform.set_faults(faults);
@@ -45,7 +46,7 @@ pub(super) fn serve(platform: &Arc<Platform>, method: &str, path: &str, query: O
         }),
         ("GET", ["second-writer"]) => shown(&*platform.second_writer.borrow()),
         ("PUT", ["second-writer"]) => parsed(body, |settings: SecondWriter| {
-            platform.second_writer.send_replace(settings.clone());
+            second_writer::change(platform, settings.clone());
             shown(&settings)
         }),
         ("GET", ["stats"]) => shown(&counts(platform)),

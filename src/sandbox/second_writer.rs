@@ -75,6 +75,13 @@ impl<'de> Deserialize<'de> for Conversations {
     }
 }
 
+/// Changes what the second writer does, from now on: no write by the old settings comes later.
+pub(super) fn change(platform: &Platform, settings: SecondWriter) {
+    let world = platform.world();
+    platform.second_writer.send_replace(settings);
+    drop(world);
+}
+
 /// Writes until the sandbox stops; follows the settings as they change.
 pub(super) async fn run(platform: Arc<Platform>) {
     let mut settings = platform.second_writer.subscribe();
@@ -116,6 +123,10 @@ fn write(platform: &Platform, settings: &SecondWriter, count: u64) {
     let change = Change { key: Arc::from(key), scope, value: Some(Arc::new(Value::from(count))) };
     let origin = Origin { writer: Some(Writer::Second), ..Origin::default() };
     let mut world = platform.world();
+    // Who is told to stop has stopped when the order is answered: settings change under the same lock.
+    if *platform.second_writer.borrow() != *settings {
+        return;
+    }
     let id = match &settings.conversations {
         Conversations::Existing => {
             pick(world.ids(), draw).map(|id| id.to_string()).filter(|id| platform.id_pattern.is_match(id))

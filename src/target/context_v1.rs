@@ -129,6 +129,12 @@ pub(super) fn encode(conversation: &ConversationId, changes: &[Change]) -> Bytes
     serde_json::to_vec(&Body(conversation, Context(changes))).unwrap_or_default().into()
 }
 
+/// The conversation that a complete body shows.
+pub(super) fn parse_state(conversation: &ConversationId, body: Bytes) -> Result<Observed, Failure> {
+    let headers = reqwest::header::HeaderMap::new();
+    observed(&Answer { status: reqwest::StatusCode::OK, headers, body, end: BodyEnd::Complete }, conversation)
+}
+
 /// The conversation that a 2xx answer shows.
 fn observed(answer: &Answer, conversation: &ConversationId) -> Result<Observed, Failure> {
     let said = |text: String| Detail { status: Some(answer.status.as_u16()), text, ..Detail::default() };

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::config;
 use crate::dead_letters::{self, Death, Owner};
 use crate::job::ConversationId;
 use crate::ladder::Ladder;
-use crate::lease::{self, Contention, ConversationLease, Hold, Record};
+use crate::lease::{self, Contention, ConversationLease, Hold, PastVerdict, Record};
 use crate::metrics as names;
 use crate::outcome::{Outcome, Subject, Timings};
 use crate::pipeline::execute::{Cost, Ended, Ending, Executor, Memory, Task};
@@ -78,7 +78,8 @@ impl Context {
         for held in &batch {
             self.stage("lane", started.saturating_duration_since(held.envelope.received));
         }
-        let lease = lease::acquire(&self.redis, &config.name, conversation, contention).await;
+        let marks = batch.iter().map(|held| &held.task.mark).collect::<Vec<_>>();
+        let lease = lease::acquire(&self.redis, &config.name, conversation, contention, &marks).await;
         self.count_lease(&lease);
         let mut unsettled = Unsettled::new();
         let batch = self.let_follow(conversation, &lease, batch, &mut unsettled).await;
@@ -94,9 +95,22 @@ impl Context {
             _ => Record::Keep,
         };
         let work = Work { started, cost, on_ladder };
-        let settle = self.settle(conversation, tasks, envelopes, endings, work);
         let begun = Instant::now();
-        let ((), left) = tokio::join!(lease.release(record), settle);
+        let marks = tasks.iter().map(|task| (task.mark.clone(), task.generation)).collect::<Vec<_>>();
+        let verdicts = marks
+            .iter()
+            .zip(&endings)
+            .filter_map(|((mark, generation), ending)| Some((mark, to_be_remembered(ending, *generation)?)));
+        let verdicts = verdicts.collect::<Vec<_>>();
+        let release = lease.release(record, &verdicts);
+        let refused = verdicts.iter().any(|(_, verdict)| *verdict != PastVerdict::Applied);
+        let left = if refused {
+            // Remembered before it is told: after a crash in between, the job must not get another verdict.
+            release.await;
+            self.settle(conversation, tasks, envelopes, endings, work).await
+        } else {
+            tokio::join!(release, self.settle(conversation, tasks, envelopes, endings, work)).1
+        };
         self.stage("publish", begun.elapsed());
         unsettled.extend(left);
         (memory, unsettled)
@@ -142,12 +156,15 @@ impl Context {
         let mut cost = Cost::default();
         while endings.len() < tasks.len() {
             let rest = &mut tasks[endings.len()..];
-            if let Some(ending) = self.remembered(&rest[0]) {
+            if let Some(ending) = self.remembered(lease, &rest[0]) {
                 endings.push(ending);
                 continue;
             }
-            let known =
-                rest.iter().skip(1).position(|task| self.remembered(task).is_some()).map_or(rest.len(), |at| at + 1);
+            let known = rest
+                .iter()
+                .skip(1)
+                .position(|task| self.remembered(lease, task).is_some())
+                .map_or(rest.len(), |at| at + 1);
             let count = batch_len(rest[..known].iter().map(|task| &task.job)).max(1);
             let together = &mut rest[..count];
             match self.guarded(conversation, lease, together, memory, &mut cost).await {
@@ -198,10 +215,13 @@ impl Context {
         }
     }
 
-    /// The ending of a job that this worker ended before: its acknowledgement was lost, or it was sent twice.
-    fn remembered(&self, task: &Task) -> Option<Ending> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let verdict = recent.find(&task.mark, task.generation)?.clone();
+    /// The ending of a job that was ended before: its acknowledgement was lost, or it was sent twice.
+    fn remembered(&self, lease: &ConversationLease, task: &Task) -> Option<Ending> {
+        let here = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.find(&task.mark, task.generation).cloned()
+        };
+        let verdict = here.or_else(|| past(lease.past_verdict(&task.mark)?, task.generation))?;
         let bot = self.bot.config().name.clone();
         metrics::counter!(names::DUPLICATES, "bot" => bot, "witness" => "memory").increment(1);
         Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
@@ -239,8 +259,19 @@ impl Context {
                 }
             }
         }
-        for left in join_all(verdicts.into_iter().map(|verdict| self.publish(verdict))).await {
-            unsettled.extend(left);
+        // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
+        // conversation's jobs, so that doing it again ends as it ended.
+        let mut published = verdicts.into_iter().map(|verdict| self.publish(verdict)).collect::<FuturesOrdered<_>>();
+        while let Some((envelope, confirmed)) = published.next().await {
+            match confirmed {
+                Ok(()) if unsettled.is_empty() => {
+                    let bot = self.bot.config().name.clone();
+                    metrics::histogram!(names::JOB_SECONDS, "bot" => bot).record(envelope.received.elapsed());
+                    // Where the channel is gone the job comes again, and gets this verdict again.
+                    let _ = envelope.receipt.ack().await;
+                }
+                Ok(()) | Err(Unconfirmed) => unsettled.push(envelope),
+            }
         }
         unsettled
     }
@@ -350,7 +381,13 @@ impl Context {
             timings: Timings { total: elapsed, ..Timings::default() },
             traceparent: envelope.traceparent.clone(),
         };
-        self.publish(self.seal(outcome, envelope, None)).await
+        let (envelope, confirmed) = self.publish(self.seal(outcome, envelope, None)).await;
+        if confirmed.is_err() {
+            return Some(envelope);
+        }
+        // Where the channel is gone the message comes again, and is refused again.
+        let _ = envelope.receipt.ack().await;
+        None
     }
 
     fn seal(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Sealed {
@@ -404,8 +441,8 @@ impl Context {
         }
     }
 
-    /// Outcome, dead letter, ack: in this order, each after the one before is confirmed.
-    async fn publish(&self, sealed: Sealed) -> Option<Envelope> {
+    /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged.
+    async fn publish(&self, sealed: Sealed) -> (Envelope, Result<(), Unconfirmed>) {
         let Sealed { routing_key, event, letter, envelope } = sealed;
         let bot = &self.bot.config().name;
         let confirmed = async {
@@ -415,15 +452,10 @@ impl Context {
                 let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
                 metrics::counter!(names::DEAD_LETTERS, "bot" => bot.clone(), "reason" => reason).increment(1);
             }
-            Ok::<_, Unconfirmed>(())
+            Ok(())
         };
-        if confirmed.await.is_err() {
-            return Some(envelope);
-        }
-        metrics::histogram!(names::JOB_SECONDS, "bot" => bot.clone()).record(envelope.received.elapsed());
-        // Where the channel is gone the job comes again, and gets this verdict again.
-        let _ = envelope.receipt.ack().await;
-        None
+        let confirmed = confirmed.await;
+        (envelope, confirmed)
     }
 
     fn stage(&self, stage: &'static str, time: Duration) {
@@ -458,6 +490,27 @@ struct Work {
     started: Instant,
     cost: Cost,
     on_ladder: bool,
+}
+
+/// What another worker must know of an ending, should the job come to it: a verdict that no ledger tells.
+fn to_be_remembered(ending: &Ending, generation: u32) -> Option<PastVerdict> {
+    let Ending::Verdict(ended) = ending else { return None };
+    match &ended.verdict {
+        _ if ended.repeat => None,
+        Verdict::Applied => (!ended.applied.recorded).then_some(PastVerdict::Applied),
+        Verdict::NotApplied(rejection) => Some(PastVerdict::NotApplied(generation, rejection.code)),
+        Verdict::Unknown(rejection) => Some(PastVerdict::Unknown(generation, rejection.code)),
+    }
+}
+
+/// The verdict that a job had before, if it binds this generation.
+fn past(verdict: &PastVerdict, generation: u32) -> Option<Verdict> {
+    let rejection = |code| Rejection::new(code, "the job ended so before; a replay may try it again");
+    match *verdict {
+        PastVerdict::Applied => Some(Verdict::Applied),
+        PastVerdict::NotApplied(of, code) => (of == generation).then(|| Verdict::NotApplied(rejection(code))),
+        PastVerdict::Unknown(of, code) => (of == generation).then(|| Verdict::Unknown(rejection(code))),
+    }
 }
 
 /// The end of a job on which our own code fails.

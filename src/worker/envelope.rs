@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::broker::{Incoming, Message, Receipt};
+use crate::trace::{is_traceparent, new_traceparent};
 
 /// Header of ours: an earlier attempt may have had its effect.
 pub const AMBIGUOUS: &str = "x-ambiguous";
@@ -52,46 +53,5 @@ impl Envelope {
     #[must_use]
     pub fn is_suspect(&self) -> bool {
         self.redelivered || self.attempts() > 0 || self.generation() > 0
-    }
-}
-
-/// Whether `text` is a `traceparent` of version 00 (W3C Trace Context §3.2).
-fn is_traceparent(text: &str) -> bool {
-    let hex =
-        |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let set = |part: &str| part.bytes().any(|b| b != b'0');
-    match text.split('-').collect::<Vec<_>>().as_slice() {
-        [version, trace, parent, flags] => {
-            *version == "00" && hex(trace, 32) && set(trace) && hex(parent, 16) && set(parent) && hex(flags, 2)
-        }
-        _ => false,
-    }
-}
-
-/// A new trace (W3C Trace Context, version 00, sampled).
-#[must_use]
-pub fn new_traceparent() -> String {
-    let (trace, span): (u128, u64) = (rand::random(), rand::random());
-    // All zeros are invalid.
-    format!("00-{:032x}-{:016x}-01", trace.max(1), span.max(1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_traceparent_is_passed_on() {
-        assert!(is_traceparent(&new_traceparent()));
-        let refused = [
-            "",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nx: y",
-        ];
-        for text in refused {
-            assert!(!is_traceparent(text), "{text}");
-        }
     }
 }

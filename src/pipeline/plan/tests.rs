@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -14,6 +15,9 @@ fn bot(more: &str) -> Bot {
     );
     Config::parse(&settings, []).unwrap().bots.remove("default").unwrap()
 }
+
+/// The settings are read once: property tests ask for them thousands of times.
+static BOT: LazyLock<Bot> = LazyLock::new(|| bot(""));
 
 fn now() -> Timestamp {
     "2026-11-23T10:00:00Z".parse().unwrap()
@@ -33,7 +37,7 @@ fn job(id: &str, more: Value) -> Job {
         first_seen: now(),
         now: now(),
     };
-    validate(&bot(""), Duration::from_secs(900), &source).unwrap()
+    validate(&BOT, Duration::from_secs(900), &source).unwrap()
 }
 
 fn write(id: &str, key: &str, variable: Value) -> Job {
@@ -75,9 +79,8 @@ fn state(version: &str, variables: Value, ledger: &Ledger) -> Snapshot {
 }
 
 fn plan_on(snapshot: &Snapshot, base: Option<&Snapshot>, batch: &[Candidate<'_>]) -> Plan {
-    let bot = bot("");
     let base = base.and_then(Snapshot::variables).map(|variables| &**variables);
-    let ground = Ground { bot: &bot, snapshot, base, backfill: &[], evicted: &Evicted::default(), now: now() };
+    let ground = Ground { bot: &BOT, snapshot, base, backfill: &[], evicted: &Evicted::default(), now: now() };
     plan(ground, batch, MAX_BATCH, None)
 }
 

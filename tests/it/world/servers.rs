@@ -2,6 +2,9 @@
 //!
 //! The shared pair lives in a static, which Rust never drops; it ends all the same, because what started it
 //! watches our end (`context_injector::servers::watched`).
+//!
+//! `TEST_SERVERS=containers` takes the shared pair from the images `TEST_RABBITMQ_IMAGE` and `TEST_REDIS_IMAGE`; the
+//! private ones come from `RABBITMQ_IMAGE` and `REDIS_IMAGE`, where these are set.
 
 use context_injector::servers::watched::{Scratch, Spec, Watched};
 use context_injector::servers::{Broker, Redis};
@@ -87,15 +90,14 @@ async fn containers() -> Servers {
     let redis = container("TEST_REDIS_IMAGE", "redis:8", 6379);
     let ((rabbitmq, amqp_port), (redis, redis_port)) = tokio::join!(rabbitmq, redis);
     let amqp_url = format!("amqp://guest:guest@127.0.0.1:{amqp_port}/%2f");
-    let redis_url = format!("redis://127.0.0.1:{redis_port}/");
-    // What they log when they are ready differs between versions; whether they answer does not.
+    // Not by a line of its log: RabbitMQ's depend on where it logs to. docker accepts connections before it does.
     eventually(LIMIT, "an AMQP handshake with the container", async || {
         lapin::Connection::connect(&amqp_url, lapin::ConnectionProperties::default()).await.ok()
     })
     .await;
-    let client = redis::Client::open(redis_url.as_str()).unwrap();
-    eventually(LIMIT, "an answer of the Redis container", async || {
-        client.get_multiplexed_async_connection().await.ok()
+    let redis_url = format!("redis://127.0.0.1:{redis_port}/");
+    eventually(LIMIT, "a connection to the container's Redis", async || {
+        redis::Client::open(redis_url.as_str()).ok()?.get_multiplexed_async_connection().await.ok()
     })
     .await;
     Servers::Containers { amqp_url, redis_url, _held: vec![rabbitmq, redis] }
