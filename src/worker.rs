@@ -31,7 +31,7 @@ mod envelope;
 mod intake;
 mod memories;
 mod outbox;
-mod recent;
+pub mod recent;
 
 use batch::Context;
 use intake::Intake;

@@ -21,10 +21,12 @@ use crate::lease::{self, Contention, ConversationLease, Hold, Record};
 use crate::letter::Letter;
 use crate::metrics as names;
 use crate::outcome::{Outcome, Subject, Timings};
-use crate::pipeline::execute::{Cost, Ended, Ending, Executor, Memory, Task};
-use crate::pipeline::plan::{Applied, batch_len};
+use crate::pipeline::endings::{self, Ended, Ending, Task};
+use crate::pipeline::execute::{Cost, Executor};
+use crate::pipeline::memory::Memory;
+use crate::pipeline::plan::batch_len;
 use crate::pipeline::validate::Invalid;
-use crate::pipeline::verdict::{Reason, Rejection, Verdict};
+use crate::pipeline::verdict::{Rejection, Verdict};
 use crate::redis_link::RedisLink;
 use crate::retry;
 use crate::target::has_precondition;
@@ -439,14 +441,5 @@ struct Work {
 
 /// The end of a job on which our own code fails.
 fn panicked(task: &Task) -> Ending {
-    let text = "our own code failed on this job; the log has the place";
-    let verdict = if task.suspect || task.may_have_been_applied() {
-        Verdict::Unknown(Rejection::new(
-            Reason::AmbiguousWrite,
-            format!("an earlier try may have been applied; then {text}"),
-        ))
-    } else {
-        Verdict::NotApplied(Rejection::new(Reason::Panicked, text))
-    };
-    Ending::Verdict(Box::new(Ended { applied: Applied::default(), ..Ended::plain(verdict) }))
+    Ending::Verdict(Box::new(Ended::plain(endings::panicked(task))))
 }
