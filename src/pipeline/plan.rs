@@ -83,7 +83,7 @@ pub enum Fate {
 }
 
 /// What an applied job does.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Applied {
     /// Per variable, in the job's order.
     pub keys: Vec<KeyOutcome>,
@@ -96,7 +96,7 @@ pub struct Applied {
 }
 
 /// What happens to one variable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyOutcome {
     /// Which.
     pub name: Name,
