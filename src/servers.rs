@@ -116,7 +116,7 @@ impl Broker {
     }
 
     /// Starts a private broker from the machine's binaries or an image, whatever the environment says: for what
-    /// kills its broker. Takes twice as long as [`Broker::start`], see [`rabbitmq`].
+    /// kills its broker. Takes twice as long as [`Broker::start`], see the module `rabbitmq`.
     ///
     /// # Errors
     /// As [`Broker::start`].
