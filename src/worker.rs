@@ -31,6 +31,7 @@ mod intake;
 mod memories;
 mod outbox;
 pub mod recent;
+mod settle;
 
 use batch::Context;
 use intake::Intake;
