@@ -18,3 +18,28 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Containers. Where no image registry can be reached, the images are made of Debian's packages and the toolchain here.
+#
+# make image            the image context-injector:latest
+# make compose-demo     deploy/compose.yaml from nothing to nothing: the reference example, its outcome, a check
+# make test-containers  the integration tests against RabbitMQ 4 and Redis 8 in containers; FILTER=… runs some of them
+
+.PHONY: image compose-demo test-containers
+
+image:
+	@scripts/containers/image.sh
+
+# CONTEXT_INJECTOR_IMAGE=… takes an image that is there instead of building one; KEEP=1 leaves everything running.
+compose-demo: $(if $(CONTEXT_INJECTOR_IMAGE),,image)
+	@scripts/containers/base-images.sh rabbitmq redis
+	@KEEP=$(KEEP) scripts/containers/compose-demo.sh
+
+test-containers: export TEST_SERVERS = containers
+test-containers: export RABBITMQ_IMAGE ?= rabbitmq:4
+test-containers: export REDIS_IMAGE ?= redis:8
+test-containers: export TEST_RABBITMQ_IMAGE = $(RABBITMQ_IMAGE)
+test-containers: export TEST_REDIS_IMAGE = $(REDIS_IMAGE)
+test-containers:
+	@scripts/containers/base-images.sh rabbitmq redis
+	cargo test --locked --test it -- $(FILTER)

@@ -57,6 +57,8 @@ enum Command {
     Schema(crate::pipeline::validate::SchemaArgs),
     /// A simulated bot platform, stateful and faulty on request
     Sandbox(sandbox::Args),
+    /// A webhook receiver to try the relay with: verifies signatures, prints what arrives
+    Receiver(demo::receiver::Args),
     /// The main job, end to end, with a check of its own
     Demo(demo::Args),
     /// Asks a running process's /livez or /readyz: the container's health check
@@ -92,6 +94,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Sandbox(args) => return sandbox::run(args).await,
         Command::Demo(args) => return demo::run(args).await,
+        Command::Receiver(args) => return demo::receiver::run(args).await,
         Command::Schema(args) => return crate::pipeline::validate::print_schema(&args),
         Command::Health(args) => return crate::admin::health(args).await,
         Command::Config(command) => return config::run(&command, cli.config.as_deref()),
@@ -115,7 +118,12 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Topology(command) => crate::broker::topology::run(&command, &config).await,
         Command::DeadLetters(command) => dead_letters::run(command, config).await,
         Command::Endpoints(command) => crate::relay::command::run(command, config).await,
-        Command::Sandbox(_) | Command::Demo(_) | Command::Schema(_) | Command::Health(_) | Command::Config(_) => {
+        Command::Sandbox(_)
+        | Command::Demo(_)
+        | Command::Receiver(_)
+        | Command::Schema(_)
+        | Command::Health(_)
+        | Command::Config(_) => {
             unreachable!("handled above")
         }
     }

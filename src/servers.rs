@@ -1,8 +1,9 @@
 //! A private RabbitMQ and a private Redis for tests and for the demo: the real servers, not stand-ins.
 //!
-//! They are found in this order: an address given in the environment (`AMQP_URL`, `REDIS_URL`); the server's
-//! binaries, started on free loopback ports with their data in a temporary directory; the official images through
-//! the `docker` command; otherwise one sentence that says what to do.
+//! They are found in this order: an address given in the environment (`AMQP_URL`, `REDIS_URL`); an image named
+//! there (`RABBITMQ_IMAGE`, `REDIS_IMAGE`), through the `docker` command; the server's binaries, started on free
+//! loopback ports with their data in a temporary directory; the official images; otherwise one sentence that says
+//! what to do.
 //!
 //! Rules: a server of ours listens on loopback only, knows nothing of a server that the machine runs anyway (own
 //! node name, own EPMD, own data), and ends with us, even when we are killed ([`watched`]). A server whose address
@@ -265,6 +266,8 @@ struct Kind {
     image: &'static str,
     /// The port that it listens on inside a container.
     port: u16,
+    /// What the image's command is to be, where its own is not enough.
+    command: &'static [&'static str],
     scheme: Scheme,
 }
 
@@ -342,7 +345,9 @@ impl Server {
     fn spawn(kind: &'static Kind) -> Result<Server, Error> {
         let failed = |source| Error::Start { server: kind.name, source };
         let scratch = Scratch::new(kind.package).map_err(failed)?;
-        let (first, again, port) = match kind.scheme.prepare(&scratch).map_err(failed)? {
+        let wants_image = std::env::var_os(kind.image_variable).is_some_and(|image| !image.is_empty());
+        let prepared = if wants_image { None } else { kind.scheme.prepare(&scratch).map_err(failed)? };
+        let (first, again, port) = match prepared {
             Some((spec, port)) => (spec.clone(), spec, port),
             None => {
                 let missing = Error::NotFound { server: kind.name, variable: kind.variable, package: kind.package };

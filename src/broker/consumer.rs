@@ -59,10 +59,14 @@ pub async fn subscribe(broker: &Broker, queue: &str, options: Options) -> lapin:
         arguments.insert(ShortString::from("x-stream-offset"), offset.into_value());
     }
     let tag = format!("{:.60}.{}", options.tag, uuid::Uuid::new_v4().simple());
+    let consumer = consume(&channel, queue, &tag, arguments).await?;
+    Ok(Subscription { channel: Arc::new(channel), consumer, full: Vec::new(), tag, stream: options.from.is_some() })
+}
+
+async fn consume(channel: &Channel, queue: &str, tag: &str, arguments: FieldTable) -> lapin::Result<Consumer> {
     // A queue's name was declared by us or typed by an operator: 255 bytes are the protocol's limit.
     let queue = ShortString::try_new(queue).map_err(|error| std::io::Error::other(error.to_string()))?;
-    let consumer = channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), arguments).await?;
-    Ok(Subscription { channel: Arc::new(channel), consumer, stream: options.from.is_some() })
+    channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), arguments).await
 }
 
 /// What comes from one queue.
@@ -70,6 +74,9 @@ pub async fn subscribe(broker: &Broker, queue: &str, options: Options) -> lapin:
 pub struct Subscription {
     channel: Arc<Channel>,
     consumer: Consumer,
+    /// Consumers whose prefetch is used up by what is held.
+    full: Vec<Consumer>,
+    tag: String,
     stream: bool,
 }
 
@@ -86,6 +93,20 @@ impl Subscription {
         }
     }
 
+    /// Makes room for as many messages as the prefetch again, beside all that are held. Only for a subscription
+    /// whose prefetch is used up, since messages come from the new room alone.
+    ///
+    /// # Errors
+    /// The channel is gone.
+    pub async fn widen(&mut self) -> lapin::Result<()> {
+        // Names in order: at the end of the channel a quorum queue gives back consumer by consumer in this order.
+        let tag = format!("{}.{:05}", self.tag, self.full.len() + 1);
+        let queue = self.consumer.queue();
+        let wider = consume(&self.channel, queue.as_str(), &tag, FieldTable::default()).await?;
+        self.full.push(std::mem::replace(&mut self.consumer, wider));
+        Ok(())
+    }
+
     /// Stops the intake. Messages that are held, and those that `next` still gives, can be settled.
     pub async fn cancel(&self) {
         // On a channel that is gone there is nothing left to cancel.
@@ -95,6 +116,7 @@ impl Subscription {
     /// Ends the subscription and gives back, in their order and before another consumer gets any, all messages
     /// that were not settled.
     pub async fn close(self) {
+        // Not by a nack of all at once: a quorum queue puts the messages of one nack back in any order (3.10).
         let _ = self.channel.close(200, "done".into()).await;
     }
 

@@ -9,6 +9,8 @@
 //! - [`Publisher::publish`] succeeds on the broker's confirm and on nothing else.
 //! - Without a connection a message waits 5 s for one, then fails. A message that was under way when the channel
 //!   broke fails at once; whether it arrived is not known. Callers publish again: at least once.
+//! - Messages are published in the order in which the futures of [`Publisher::publish`] are first polled. A queue
+//!   with a limit would let some overtake others, so its bound is that of its callers: each waits for its confirm.
 //! - At most 4,096 messages are under way; more wait.
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use self::returns::{Answer, Returned, Returns, Sent};
 use super::{Broker, Message};
@@ -30,8 +33,6 @@ mod returns;
 
 /// Messages under way on the channel.
 const IN_FLIGHT_LIMIT: usize = 4_096;
-/// Messages that wait for their turn.
-const WAITING_LIMIT: usize = 256;
 /// How long a message waits for a connection.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 /// How long the messages under way on a broken channel have to learn of it.
@@ -89,7 +90,7 @@ impl PublishError {
 /// Publishes with confirms. Clones share the channel.
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::UnboundedSender<Request>,
 }
 
 impl Publisher {
@@ -97,13 +98,12 @@ impl Publisher {
     /// clone.
     #[must_use]
     pub fn new(broker: &Broker) -> Self {
-        let (requests, receiver) = mpsc::channel(WAITING_LIMIT);
+        let (requests, receiver) = mpsc::unbounded_channel();
         tokio::spawn(serve(broker.clone(), receiver));
         Self { requests }
     }
 
     /// Publishes a message, persistent, and waits for the broker's confirm. The body is not copied on our side.
-    ///
     /// # Errors
     /// [`PublishError`]. When the future is dropped the message may be published all the same.
     pub async fn publish(
@@ -121,9 +121,10 @@ impl Publisher {
             properties: message.properties().clone().with_delivery_mode(PERSISTENT),
             body: message.body.clone(),
             mandatory: mandatory == Mandatory::Yes,
+            connect_by: Instant::now() + CONNECTION_WAIT,
             reply,
         };
-        self.requests.send(request).await.map_err(|_| PublishError::Broken(None))?;
+        self.requests.send(request).map_err(|_| PublishError::Broken(None))?;
         answer.await.unwrap_or(Err(PublishError::Broken(None)))
     }
 }
@@ -135,13 +136,15 @@ struct Request {
     properties: BasicProperties,
     body: Bytes,
     mandatory: bool,
+    /// Without a connection by then it fails; counted from its own start, so that a queue of them fails together.
+    connect_by: Instant,
     reply: Reply,
 }
 
 type Reply = oneshot::Sender<Result<(), PublishError>>;
 type Done = (Sent<Reply>, Result<Confirmation, lapin::Error>);
 
-async fn serve(broker: Broker, mut requests: mpsc::Receiver<Request>) {
+async fn serve(broker: Broker, mut requests: mpsc::UnboundedReceiver<Request>) {
     let mut waiting = None;
     loop {
         let request = match waiting.take() {
@@ -151,7 +154,7 @@ async fn serve(broker: Broker, mut requests: mpsc::Receiver<Request>) {
                 None => return,
             },
         };
-        match tokio::time::timeout(CONNECTION_WAIT, open(&broker)).await {
+        match tokio::time::timeout_at(request.connect_by, open(&broker)).await {
             Ok(channel) => waiting = Lane::new(channel).run(request, &mut requests).await,
             Err(_elapsed) => {
                 // Nobody listens any more where the caller gave up.
@@ -187,7 +190,7 @@ impl Lane {
     }
 
     /// Serves until the channel is broken; gives back the request that it could not send any more.
-    async fn run(mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
+    async fn run(mut self, first: Request, requests: &mut mpsc::UnboundedReceiver<Request>) -> Option<Request> {
         let mut next = Some(first);
         let mut open = true;
         loop {
@@ -213,7 +216,7 @@ impl Lane {
     fn send(&self, request: Request) {
         let channel = Arc::clone(&self.channel);
         let mut sending = async move {
-            let Request { exchange, routing_key, properties, body, mandatory, reply } = request;
+            let Request { exchange, routing_key, properties, body, mandatory, reply, .. } = request;
             let options = BasicPublishOptions { mandatory, immediate: false };
             let published =
                 channel.basic_publish(exchange.clone(), routing_key.clone(), options, &body, properties.clone()).await;

@@ -1,9 +1,10 @@
 //! Looking through a queue of dead letters without changing it.
 //!
 //! `basic.get` is no way: it is refused on some queues, and returns what it gave to the head, so that it never
-//! gets past the first message. So the queue is consumed, in windows: a window holds 2,000 unsettled messages on
-//! a channel of its own; once it is full it takes no more and the next one is opened. What is left at the end is
-//! given back window by window, which restores the order.
+//! gets past the first message. So the queue is consumed, in windows: a window holds 5,000 unsettled messages;
+//! once it is full the next one is opened beside it. At the end, even of a process that is killed, the broker has
+//! everything back in its order: all windows are consumers of one channel, and a quorum queue sorts what comes
+//! back from a channel that ends (up to 32 windows; beyond, windows can swap places).
 //!
 //! Odd cases:
 //! - Every look raises the broker's delivery count; these queues have a limit of a million.
@@ -18,7 +19,7 @@ use crate::broker::topology::depth;
 use crate::broker::{Broker, Incoming, Options, Receipt, Subscription, subscribe};
 
 /// Messages that a window holds.
-const WINDOW: u16 = 2_000;
+const WINDOW: u16 = 5_000;
 /// How long a window may be quiet before the queue is asked whether anything is left.
 const QUIET: Duration = Duration::from_millis(300);
 /// How long a queue that says it has messages may deliver none.
@@ -28,9 +29,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 pub(super) struct Browser<'a> {
     broker: &'a Broker,
     queue: String,
-    /// Full ones, and last the one that still takes messages.
-    windows: Vec<Subscription>,
-    /// Messages that stay in the last window.
+    subscription: Subscription,
+    /// Messages that stay in the newest window.
     left: u16,
     seen: u32,
     /// Messages that waited at the start: later ones are not looked at.
@@ -48,16 +48,21 @@ impl<'a> Browser<'a> {
             bail!("there is no queue {queue:?} in RabbitMQ; `context-injector topology apply` declares it");
         };
         let (expected, others) = (depth.ready, depth.consumers);
-        Ok(Self { broker, queue, windows: Vec::new(), left: 0, seen: 0, expected, others })
+        let options = Options { prefetch: WINDOW, tag: "dead-letters".to_owned(), from: None };
+        let subscription = subscribe(broker, &queue, options).await;
+        let subscription = subscription.with_context(|| format!("cannot consume queue {queue:?}"))?;
+        Ok(Self { broker, queue, subscription, left: 0, seen: 0, expected, others })
     }
 
     /// The next message; `None` once all that waited at the start were seen.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Incoming>> {
         let mut silence = Duration::ZERO;
         while self.seen < self.expected {
-            self.make_room().await?;
-            let Some(window) = self.windows.last_mut() else { break };
-            match tokio::time::timeout(QUIET, window.next()).await {
+            if self.left == WINDOW {
+                self.subscription.widen().await.context("the connection to RabbitMQ was lost; run it again")?;
+                self.left = 0;
+            }
+            match tokio::time::timeout(QUIET, self.subscription.next()).await {
                 Ok(Some(incoming)) => {
                     self.seen += 1;
                     return Ok(Some(incoming));
@@ -81,25 +86,14 @@ impl<'a> Browser<'a> {
         self.left += 1;
     }
 
-    /// Gives back all that was left, in its order.
-    pub(super) async fn close(self) {
-        for window in self.windows {
-            window.close().await;
-        }
+    /// Whether the window delivers no more before some of these that were taken from it are settled.
+    pub(super) fn is_full_with(&self, taken: usize) -> bool {
+        usize::from(self.left) + taken >= usize::from(WINDOW)
     }
 
-    async fn make_room(&mut self) -> anyhow::Result<()> {
-        if !self.windows.is_empty() && self.left < WINDOW {
-            return Ok(());
-        }
-        if let Some(full) = self.windows.last() {
-            full.cancel().await;
-        }
-        let options = Options { prefetch: WINDOW, tag: format!("dead-letters-{:05}", self.windows.len()), from: None };
-        let window = subscribe(self.broker, &self.queue, options).await;
-        self.windows.push(window.with_context(|| format!("cannot consume queue {:?}", self.queue))?);
-        self.left = 0;
-        Ok(())
+    /// Gives back all that was left, in its order.
+    pub(super) async fn close(self) {
+        self.subscription.close().await;
     }
 
     async fn is_drained(&self) -> anyhow::Result<bool> {

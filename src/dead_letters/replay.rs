@@ -114,7 +114,12 @@ struct Ready {
 impl Run<'_> {
     async fn go(&mut self, mut browser: Browser<'_>) -> anyhow::Result<()> {
         let mut batch = Vec::new();
-        while let Some(incoming) = browser.next().await? {
+        loop {
+            // Before the window is asked for more: it may be full of what waits here.
+            if batch.len() >= self.pace.batch() || browser.is_full_with(batch.len()) {
+                self.publish(std::mem::take(&mut batch), &mut browser).await?;
+            }
+            let Some(incoming) = browser.next().await? else { break };
             self.results.bar.inc(1);
             let letter = Letter::read(self.args.kind, &self.names, &incoming);
             if !self.is_meant(&letter, &incoming.message.body) {
@@ -132,9 +137,6 @@ impl Run<'_> {
                     browser.leave(incoming.receipt);
                 }
                 Ok(outgoing) => batch.push(Ready { letter, outgoing, receipt: incoming.receipt }),
-            }
-            if batch.len() >= self.pace.batch() {
-                self.publish(std::mem::take(&mut batch), &mut browser).await?;
             }
         }
         self.publish(batch, &mut browser).await?;

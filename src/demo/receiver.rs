@@ -12,13 +12,17 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
+use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 use tokio::task::JoinHandle;
+
+mod command;
+
+pub use command::{Args, run};
 
 /// How far the sender's clock may be off, in seconds.
 const TOLERANCE_SECONDS: i64 = 300;
@@ -53,6 +57,8 @@ struct Shared {
     key: Vec<u8>,
     deliveries: Mutex<Vec<Delivery>>,
     answers: Mutex<VecDeque<u16>>,
+    /// Who is told of each delivery; then none is kept.
+    tell: Option<fn(&Delivery)>,
 }
 
 impl Receiver {
@@ -61,12 +67,17 @@ impl Receiver {
     /// # Errors
     /// No port, or a secret of another form.
     pub async fn start(secret: &str) -> std::io::Result<Receiver> {
+        Receiver::listen((Ipv4Addr::LOCALHOST, 0).into(), secret, None).await
+    }
+
+    async fn listen(address: SocketAddr, secret: &str, tell: Option<fn(&Delivery)>) -> std::io::Result<Receiver> {
         let key = secret.strip_prefix("whsec_").and_then(|text| STANDARD.decode(text).ok());
         let key = key.ok_or_else(|| std::io::Error::other("a receiver's secret is whsec_ and base64"))?;
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { key, deliveries: Mutex::default(), answers: Mutex::default() });
+        let shared = Arc::new(Shared { key, deliveries: Mutex::default(), answers: Mutex::default(), tell });
         let router = Router::new().route("/hooks", post(receive)).with_state(Arc::clone(&shared));
+        let router = router.route("/livez", get(async || "ok\n"));
         let server = tokio::spawn(async move {
             // It ends only when it is dropped.
             let _ = axum::serve(listener, router).await;
@@ -111,7 +122,10 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
     let event = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let content_type = text("content-type");
     let delivery = Delivery { id, timestamp, content_type, fault, event, answered: status.as_u16() };
-    lock(&shared.deliveries).push(delivery);
+    match shared.tell {
+        Some(tell) => tell(&delivery),
+        None => lock(&shared.deliveries).push(delivery),
+    }
     status
 }
 

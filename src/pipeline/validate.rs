@@ -148,10 +148,7 @@ fn job_id(
     const FORM: &str = "a job id has 1 to 128 characters of A-Z a-z 0-9 . _ : -";
     // A message id that is there and wrong must not be passed over: it is what the producer de-duplicates by.
     let message_id = message_id.filter(|text| !text.is_empty());
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return Err(rejection),
-    };
+    let body = body?;
     match (body, message_id) {
         (None, None) => Err(Rejection::new(Reason::MissingJobId, "neither job_id nor the message id is there")),
         (Some(body), Some(message_id)) if body != message_id => {

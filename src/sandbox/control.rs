@@ -37,7 +37,8 @@ pub(super) fn serve(platform: &Arc<Platform>, method: &str, path: &str, query: O
         .collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     match (method, segments.as_slice()) {
-        ("GET", ["health"]) => ok(json!({"status": "ok"})),
+        // `livez`, so that `context-injector health --live` can ask it.
+        ("GET", ["health" | "livez"]) => ok(json!({"status": "ok"})),
         ("GET", ["faults"]) => shown(&platform.faults().faults),
         ("PUT", ["faults"]) => parsed(body, |faults: Faults| {
             platform.set_faults(faults);

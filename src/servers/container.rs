@@ -1,7 +1,8 @@
-//! The same servers from their official images, through the `docker` command: the last resort of the demo.
+//! The same servers from images, through the `docker` command: where an image is named, and where there are no
+//! binaries.
 //!
 //! The port is published on loopback at a number chosen beforehand, so that a container that is started again
-//! has the same address. `RABBITMQ_IMAGE` and `REDIS_IMAGE` name other images.
+//! has the same address. `RABBITMQ_IMAGE` and `REDIS_IMAGE` name other images than the official ones.
 
 use std::process::{Command, Stdio};
 
@@ -17,7 +18,8 @@ pub(super) fn prepare(kind: &Kind, scratch: &Scratch) -> std::io::Result<Option<
     }
     let port = free_port()?;
     let name = format!("context-injector-{}-{}-{port}", kind.package, std::process::id());
-    let image = std::env::var(kind.image_variable).unwrap_or_else(|_| kind.image.to_owned());
+    let named = std::env::var(kind.image_variable).ok().filter(|image| !image.is_empty());
+    let image = named.unwrap_or_else(|| kind.image.to_owned());
     let published = format!("127.0.0.1:{port}:{}", kind.port);
     let spec = |arguments: &[&str]| Spec {
         command: std::iter::once(docker.clone().into()).chain(arguments.iter().map(Into::into)).collect(),
@@ -26,7 +28,7 @@ pub(super) fn prepare(kind: &Kind, scratch: &Scratch) -> std::io::Result<Option<
         scratch: Some(scratch.path().to_owned()),
         ..Spec::default()
     };
-    let first = spec(&["run", "--name", &name, "--publish", &published, &image]);
+    let first = spec(&[&["run", "--name", &name, "--publish", &published, &image], kind.command].concat());
     let again = spec(&["start", "--attach", &name]);
     Ok(Some((first, again, port)))
 }

@@ -20,6 +20,7 @@ pub(super) static KIND: Kind = Kind {
     image_variable: "RABBITMQ_IMAGE",
     image: "rabbitmq:4",
     port: 5672,
+    command: &[],
     scheme: Scheme::Amqp,
 };
 

@@ -15,6 +15,7 @@ pub(super) static KIND: Kind = Kind {
     image_variable: "REDIS_IMAGE",
     image: "redis:8",
     port: 6379,
+    command: &["redis-server", "--save", "", "--appendonly", "yes", "--databases", "10000"],
     scheme: Scheme::Redis,
 };
 

@@ -30,8 +30,12 @@ unset SCRIPT HELPER CONTAINER SCRATCH
 exec 3<&0 </dev/null
 helped= ended=
 hit() {
-    if [ -n "$container" ]; then docker kill -s "$1" "$container" >/dev/null 2>&1
-    else kill -s "$1" "$child" 2>/dev/null; fi
+    case ${container:+in-}$1 in
+    in-STOP) docker pause "$container" ;; # a signal would reach its first process alone
+    in-CONT) docker unpause "$container" ;;
+    in-*) docker kill -s "$1" "$container" ;;
+    *) kill -s "$1" "$child" ;;
+    esac >/dev/null 2>&1
 }
 trap '[ -n "$ended" ] || { hit KILL; [ -z "$container" ] || kill -s KILL "$child"; }' USR1
 if [ -n "$helper" ]; then $helper 3<&- >/dev/null 2>&1 & helped=$!; fi
@@ -56,7 +60,8 @@ echo "$status" 2>/dev/null
 exec >/dev/null 2>&1
 while :; do wait "$watcher"; left=$?; kill -0 "$watcher" 2>/dev/null || break; done
 if [ "$left" -ne 0 ]; then
-    [ -z "$container" ] || docker rm -fv "$container"
+    # A container that docker was still making when its client was killed comes late.
+    [ -z "$container" ] || { docker container inspect "$container" || sleep 3; docker rm -fv "$container"; }
     [ -z "$scratch" ] || rm -rf "$scratch" || { sleep 1; rm -rf "$scratch"; }
 fi
 "#;

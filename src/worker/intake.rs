@@ -58,8 +58,8 @@ pub struct Intake {
 /// What a task of ours leaves behind.
 #[derive(Debug)]
 enum Done {
-    Batch(ConversationId, Memory, usize, Unsettled),
-    Rejection(Option<Envelope>),
+    Batch(ConversationId, Box<Memory>, usize, Unsettled),
+    Rejection(Option<Box<Envelope>>),
 }
 
 /// Why a subscription is over.
@@ -235,7 +235,8 @@ impl Intake {
             }
             Err(invalid) => {
                 let context = Arc::clone(&self.context);
-                self.running.spawn(async move { Done::Rejection(context.reject(envelope, invalid).await) });
+                self.running
+                    .spawn(async move { Done::Rejection(context.reject(envelope, invalid).await.map(Box::new)) });
             }
         }
     }
@@ -254,7 +255,7 @@ impl Intake {
                 .record(to_f64(batch.len()));
             self.running.spawn(async move {
                 let (memory, unsettled) = context.work(&conversation, batch, memory).await;
-                Done::Batch(conversation, memory, jobs, unsettled)
+                Done::Batch(conversation, Box::new(memory), jobs, unsettled)
             });
         }
     }
@@ -265,10 +266,10 @@ impl Intake {
                 self.batches = self.batches.saturating_sub(1);
                 self.jobs = self.jobs.saturating_sub(jobs);
                 self.lanes.done(&conversation);
-                self.memories.put(conversation, memory);
+                self.memories.put(conversation, *memory);
                 unsettled
             }
-            Ok(Done::Rejection(envelope)) => envelope.into_iter().collect(),
+            Ok(Done::Rejection(envelope)) => envelope.into_iter().map(|envelope| *envelope).collect(),
             Err(error) => {
                 // Panics of a job are caught within; this one is ours, and its lane would stand still for ever.
                 tracing::error!(%error, "a task of the worker ended; the process ends, and its jobs are delivered again");

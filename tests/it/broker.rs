@@ -111,11 +111,11 @@ async fn what_is_given_back_or_dropped_comes_again_in_order() {
     subscription.cancel().await;
     let first = held.remove(0);
     first.ack().await.unwrap();
-    let dropped = held.remove(0);
-    drop(dropped);
+    let dropped = held.pop();
     for incoming in held {
         incoming.give_back().await.unwrap();
     }
+    drop(dropped);
     assert!(within("the end", subscription.next()).await.is_none());
     let mut subscription = room.subscribe(&queue, None).await;
     for number in 1..6 {

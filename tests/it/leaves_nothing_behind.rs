@@ -20,9 +20,10 @@ async fn a_demo_that_is_killed_takes_its_servers_and_files_along() {
         .spawn()
         .unwrap();
     let temporary = temporary.to_str().unwrap();
+    let pid = demo.id().unwrap();
     eventually(LIMIT, "a running broker", async || {
         assert!(demo.try_wait().unwrap().is_none(), "the demo ended by itself");
-        mentioning(temporary).iter().any(|name| name.contains("beam") || name.contains("docker")).then_some(())
+        mentioning(temporary).iter().any(|name| name.contains("beam") || name.contains("docker run")).then_some(())
     })
     .await;
 
@@ -33,6 +34,16 @@ async fn a_demo_that_is_killed_takes_its_servers_and_files_along() {
         std::fs::read_dir(temporary).unwrap().next().is_none().then_some(())
     })
     .await;
+    if std::env::var_os("RABBITMQ_IMAGE").is_some() {
+        eventually(LIMIT, "no container of its own", async || containers_of(pid).is_empty().then_some(())).await;
+    }
+}
+
+/// The containers that a process has made, running or not.
+fn containers_of(pid: u32) -> String {
+    let filter = format!("name=^/?context-injector-.*-server-{pid}-");
+    let listed = std::process::Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &filter]).output();
+    String::from_utf8(listed.unwrap().stdout).unwrap()
 }
 
 /// The programs of all processes whose command line or environment names the directory.

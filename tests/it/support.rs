@@ -22,13 +22,17 @@ pub fn unique_prefix(name: &str) -> String {
 }
 
 /// Settings of one bot and one endpoint; `more` is put in front.
-pub fn config(url: &str, prefix: &str, more: &str) -> Config {
-    let text = format!(
+pub fn settings(url: &str, prefix: &str, more: &str) -> String {
+    format!(
         "{more}\n[amqp]\nurl = {url:?}\nprefix = {prefix:?}\n\
          [bots.default]\nbase_url = \"https://bot.example\"\nclient_id = \"id\"\nclient_secret = \"secret\"\n\
          [endpoints.analytics]\nurl = \"https://analytics.example\"\nsecret = \"whsec_AAAA\"\n"
-    );
-    Config::parse(&text, []).expect("settings")
+    )
+}
+
+/// The same, read.
+pub fn config(url: &str, prefix: &str, more: &str) -> Config {
+    Config::parse(&settings(url, prefix, more), []).expect("settings")
 }
 
 /// Waits for something with the limit.

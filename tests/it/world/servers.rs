@@ -2,10 +2,13 @@
 //!
 //! The shared pair lives in a static, which Rust never drops; it ends all the same, because what started it
 //! watches our end (`context_injector::servers::watched`).
+//!
+//! `TEST_SERVERS=containers` takes the shared pair from the images `TEST_RABBITMQ_IMAGE` and `TEST_REDIS_IMAGE`; the
+//! private ones come from `RABBITMQ_IMAGE` and `REDIS_IMAGE`, where these are set.
 
 use context_injector::servers::watched::{Scratch, Spec, Watched};
 use context_injector::servers::{Broker, Redis};
-use testcontainers::core::{ContainerPort, WaitFor};
+use testcontainers::core::ContainerPort;
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage};
 use tokio::sync::OnceCell;
@@ -83,24 +86,28 @@ impl Servers {
 }
 
 async fn containers() -> Servers {
-    let rabbitmq = container("TEST_RABBITMQ_IMAGE", "rabbitmq:4", 5672, "Starting broker... completed");
-    let redis = container("TEST_REDIS_IMAGE", "redis:8", 6379, "Ready to accept connections");
+    let rabbitmq = container("TEST_RABBITMQ_IMAGE", "rabbitmq:4", 5672);
+    let redis = container("TEST_REDIS_IMAGE", "redis:8", 6379);
     let ((rabbitmq, amqp_port), (redis, redis_port)) = tokio::join!(rabbitmq, redis);
     let amqp_url = format!("amqp://guest:guest@127.0.0.1:{amqp_port}/%2f");
+    // Not by a line of its log: RabbitMQ's depend on where it logs to. docker accepts connections before it does.
     eventually(LIMIT, "an AMQP handshake with the container", async || {
         lapin::Connection::connect(&amqp_url, lapin::ConnectionProperties::default()).await.ok()
     })
     .await;
     let redis_url = format!("redis://127.0.0.1:{redis_port}/");
+    eventually(LIMIT, "a connection to the container's Redis", async || {
+        redis::Client::open(redis_url.as_str()).ok()?.get_multiplexed_async_connection().await.ok()
+    })
+    .await;
     Servers::Containers { amqp_url, redis_url, _held: vec![rabbitmq, redis] }
 }
 
-async fn container(variable: &str, default: &str, port: u16, ready: &str) -> (Held, u16) {
+async fn container(variable: &str, default: &str, port: u16) -> (Held, u16) {
     let image = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
     let (name, tag) = image.rsplit_once(':').unwrap_or((&image, "latest"));
     let container = GenericImage::new(name, tag)
         .with_exposed_port(ContainerPort::Tcp(port))
-        .with_wait_for(WaitFor::message_on_either_std(ready))
         .start()
         .await
         .unwrap_or_else(|error| panic!("cannot start a container of {image} ({variable} names another): {error}"));

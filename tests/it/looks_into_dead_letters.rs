@@ -1,0 +1,240 @@
+//! Looking into dead letters changes nothing, at any size; a replay that is killed in the middle loses nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use context_injector::broker::topology::{self, Names, Part};
+use context_injector::broker::{Broker, Mandatory, Message, Options, Publisher, subscribe};
+use context_injector::dead_letters::{Death, Owner, letter};
+use context_injector::servers::watched::Scratch;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{amqp_url, config, settings, unique_prefix, within};
+
+/// More than two of the windows in which a queue is looked through.
+const LETTERS: usize = 12_000;
+
+struct Room {
+    names: Names,
+    broker: Broker,
+    publisher: Publisher,
+    directory: Scratch,
+}
+
+impl Room {
+    async fn new(name: &str) -> Room {
+        let (url, prefix) = (amqp_url().await, unique_prefix(name));
+        let config = config(url, &prefix, "");
+        let directory = Scratch::new(name).unwrap();
+        std::fs::write(directory.path().join("settings.toml"), settings(url, &prefix, "")).unwrap();
+        let plan = topology::plan(&config, Part::All);
+        let broker = Broker::start_declaring(&config.amqp, name, plan, CancellationToken::new());
+        within("a connection", broker.connection()).await;
+        Room { names: Names::new(&prefix), publisher: Publisher::new(&broker), broker, directory }
+    }
+
+    /// Dead letters of jobs `job-00000`, `job-00001`, …; every tenth has another reason.
+    async fn bury(&self, count: usize) {
+        let publish = (0..count).map(async |number| {
+            let body = json!({"job_id": id(number), "conversation_id": format!("conv_{:x}", number % 7),
+                              "variables": {"n": {"value": number}}});
+            let death = Death {
+                owner: Owner::Bot("default"),
+                reason: if number % 10 == 0 { "expired" } else { "attempts_exhausted" },
+                text: "for the test",
+                certainty: Some("not_applied"),
+                attempts: 8,
+                first_seen: Timestamp::now(),
+                last_status: Some(503),
+                trace_id: None,
+                generation: 0,
+                now: Timestamp::now(),
+            };
+            let letter = letter(&Message::new(body.to_string()).with_message_id(&id(number)), &death);
+            self.publisher.publish("", &self.names.jobs_dead(), &letter, Mandatory::Yes).await.unwrap();
+        });
+        within("all confirms", join_all(publish)).await;
+    }
+
+    fn process(&self, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_context-injector"));
+        command.arg("--config").arg(self.directory.path().join("settings.toml")).args(arguments);
+        for (name, _) in std::env::vars().filter(|(name, _)| name == "AMQP_URL" || name.starts_with("CONTEXT_")) {
+            command.env_remove(name);
+        }
+        command.kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> (i32, String) {
+        let output = within("the command", self.process(arguments).output()).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap(), text)
+    }
+
+    async fn rows(&self, arguments: &[&str]) -> Vec<Value> {
+        let output = within("the command", self.process(arguments).output()).await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    async fn depth(&self, queue: &str) -> topology::Depth {
+        let connection = within("a connection", self.broker.connection()).await;
+        topology::depth(&connection, queue).await.unwrap().unwrap()
+    }
+
+    async fn waiting(&self, queue: &str) -> usize {
+        self.depth(queue).await.ready.try_into().unwrap()
+    }
+
+    async fn consumers(&self, queue: &str) -> u32 {
+        self.depth(queue).await.consumers
+    }
+
+    /// Takes so many out of a queue, which holds no more.
+    async fn empty(&self, queue: &str, expected: usize) -> Vec<Message> {
+        let options = Options { prefetch: 500, tag: "test".into(), from: None };
+        let mut subscription = within("a subscription", subscribe(&self.broker, queue, options)).await.unwrap();
+        let mut found = Vec::new();
+        while found.len() < expected {
+            let incoming = within("a message", subscription.next()).await.unwrap();
+            found.push(incoming.message.clone());
+            incoming.ack().await.unwrap();
+        }
+        assert_eq!(self.waiting(queue).await, 0);
+        found
+    }
+}
+
+fn id(number: usize) -> String {
+    format!("job-{number:05}")
+}
+
+fn ids(messages: &[Message]) -> Vec<String> {
+    messages.iter().map(|message| message.message_id().unwrap().to_owned()).collect()
+}
+
+/// Equality of long lists, told by the first difference.
+fn assert_same(found: &[String], expected: impl IntoIterator<Item = usize>) {
+    let expected = expected.into_iter().map(id).collect::<Vec<_>>();
+    let difference = found.iter().zip(&expected).position(|(found, expected)| found != expected);
+    let at = difference.unwrap_or(found.len().min(expected.len()));
+    assert_eq!(found.get(at), expected.get(at), "at {at} of {} and {}", found.len(), expected.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_letters_are_listed_filtered_and_left_in_their_order() {
+    let room = Room::new("order").await;
+    room.bury(LETTERS).await;
+    for _ in 0..2 {
+        let rows = room.rows(&["dead-letters", "list", "--json"]).await;
+        let listed = rows.iter().map(|row| row["message_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        assert_same(&listed, 0..LETTERS);
+    }
+    let (status, text) = room.run(&["dead-letters", "list", "--limit", "2"]).await;
+    assert_eq!(status, 0, "{text}");
+    for part in ["12000 in ", "10800  attempts_exhausted", "1200  expired", "job-00001~", "11998 more"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let rows = room.rows(&["dead-letters", "list", "--json", "--reason", "expired", "--conversation", "conv_3"]).await;
+    let fit = (0..LETTERS).filter(|number| number % 10 == 0 && number % 7 == 3).count();
+    assert_eq!(rows.len(), fit);
+    let (status, text) = room.run(&["dead-letters", "show", "job-11999"]).await;
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("attempts_exhausted") && text.contains("\"job-11999\""), "{text}");
+    assert_same(&ids(&room.empty(&room.names.jobs_dead(), LETTERS).await), 0..LETTERS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_of_some_leaves_the_others_in_their_order() {
+    let room = Room::new("some").await;
+    room.bury(LETTERS).await;
+    let (status, text) = room.run(&["dead-letters", "replay", "--reason", "expired"]).await;
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("1200 replayed, 0 refused, 0 failed."), "{text}");
+    let (replayed, left): (Vec<_>, Vec<_>) = (0..LETTERS).partition(|number| number % 10 == 0);
+    assert_same(&ids(&room.empty(&room.names.jobs_of("default"), replayed.len()).await), replayed);
+    assert_same(&ids(&room.empty(&room.names.jobs_dead(), left.len()).await), left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_killed_loses_nothing_and_goes_on_when_run_again() {
+    let room = Room::new("killed").await;
+    room.bury(LETTERS).await;
+    let queue = room.names.jobs_of("default");
+    let mut kills = 0;
+    while kills < 3 {
+        let before = room.waiting(&queue).await;
+        let mut process = room.process(&["dead-letters", "replay"]);
+        let mut process = process.stdout(std::process::Stdio::null()).spawn().unwrap();
+        within("some replayed letters", async {
+            while room.waiting(&queue).await < before + 300 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        // SIGKILL.
+        process.kill().await.unwrap();
+        kills += 1;
+        within("the return of what the killed one held", async {
+            while room.consumers(&room.names.jobs_dead()).await > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+    let (status, text) = room.run(&["dead-letters", "replay"]).await;
+    assert_eq!(status, 0, "{text}");
+    assert_eq!(room.waiting(&room.names.jobs_dead()).await, 0);
+
+    let arrived = room.waiting(&queue).await;
+    let arrived = room.empty(&queue, arrived).await;
+    let mut times = BTreeMap::<String, usize>::new();
+    let mut first_times = Vec::new();
+    for message in &arrived {
+        assert_eq!(message.replay_generation(), 1);
+        let id = message.message_id().unwrap().to_owned();
+        if !times.contains_key(&id) {
+            first_times.push(id.clone());
+        }
+        *times.entry(id).or_default() += 1;
+    }
+    assert_eq!(times.len(), LETTERS, "none is lost");
+    assert_same(&first_times, 0..LETTERS);
+    let repeated = times.values().map(|times| times - 1).sum::<usize>();
+    assert!(repeated <= kills * 64, "{repeated} repeated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_tell_what_was_refused_and_ids_that_are_not_there() {
+    let room = Room::new("results").await;
+    room.bury(3).await;
+    let patch = r#"{"variables": {"n": {"scope": "town"}}}"#;
+    let (status, text) = room.run(&["dead-letters", "replay", "job-00001", "--patch", patch]).await;
+    assert_eq!(status, 1, "{text}");
+    assert!(text.contains("refused: invalid_scope at /variables/n/scope"), "{text}");
+    let (status, text) = room.run(&["dead-letters", "replay", "job-00009"]).await;
+    assert_eq!(status, 1, "{text}");
+    assert!(text.contains("no letter \"job-00009\""), "{text}");
+    let (status, text) = room.run(&["dead-letters", "replay", "job-00001", "--set-message-id", "other"]).await;
+    assert_eq!(status, 1, "{text}");
+    assert!(text.contains("job_id_mismatch"), "{text}");
+    let (status, text) = room.run(&["dead-letters", "replay", "--dry-run", "--json"]).await;
+    assert_eq!((status, text.matches("\"dry_run\"").count()), (0, 3), "{text}");
+    assert_same(&ids(&room.empty(&room.names.jobs_dead(), 3).await), 0..3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_keeps_to_its_pace() {
+    let room = Room::new("pace").await;
+    room.bury(30).await;
+    let start = std::time::Instant::now();
+    let (status, text) = room.run(&["dead-letters", "replay", "--rate", "20"]).await;
+    assert_eq!(status, 0, "{text}");
+    assert!(start.elapsed() >= Duration::from_millis(1_400), "30 at 20 a second");
+    assert_eq!(room.waiting(&room.names.jobs_of("default")).await, 30);
+}
