@@ -30,7 +30,7 @@ mod envelope;
 mod intake;
 mod memories;
 mod outbox;
-mod recent;
+pub mod recent;
 
 use batch::Context;
 use intake::Intake;

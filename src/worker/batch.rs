@@ -23,10 +23,12 @@ use crate::ladder::Ladder;
 use crate::lease::{self, Contention, ConversationLease, Hold, PastVerdict, Record};
 use crate::metrics as names;
 use crate::outcome::{Outcome, Subject, Timings};
-use crate::pipeline::execute::{Cost, Ended, Ending, Executor, Memory, Task};
-use crate::pipeline::plan::{Applied, batch_len};
+use crate::pipeline::endings::{self, Ended, Ending, Task};
+use crate::pipeline::execute::{Cost, Executor};
+use crate::pipeline::memory::Memory;
+use crate::pipeline::plan::batch_len;
 use crate::pipeline::validate::Invalid;
-use crate::pipeline::verdict::{Reason, Rejection, Verdict};
+use crate::pipeline::verdict::{Rejection, Verdict};
 use crate::redis_link::RedisLink;
 use crate::retry;
 use crate::target::has_precondition;
@@ -515,14 +517,5 @@ fn past(verdict: &PastVerdict, generation: u32) -> Option<Verdict> {
 
 /// The end of a job on which our own code fails.
 fn panicked(task: &Task) -> Ending {
-    let text = "our own code failed on this job; the log has the place";
-    let verdict = if task.may_have_been_applied() {
-        Verdict::Unknown(Rejection::new(
-            Reason::AmbiguousWrite,
-            format!("an earlier try may have been applied; then {text}"),
-        ))
-    } else {
-        Verdict::NotApplied(Rejection::new(Reason::Panicked, text))
-    };
-    Ending::Verdict(Box::new(Ended { applied: Applied::default(), ..Ended::plain(verdict) }))
+    Ending::Verdict(Box::new(Ended::plain(endings::panicked(task))))
 }

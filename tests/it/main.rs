@@ -26,6 +26,7 @@ mod injects_directly;
 mod injects_jobs;
 mod leaves_nothing_behind;
 mod looks_into_dead_letters;
+mod readme_is_true;
 mod rejects_bad_input;
 mod relay;
 mod replays_dead_letters;
