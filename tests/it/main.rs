@@ -31,6 +31,7 @@ mod rejects_bad_input;
 mod relay;
 mod replays_dead_letters;
 mod resolves_conflicts;
+mod schemas_agree;
 mod settings_are_explained;
 mod shows_itself;
 mod starts_without_services;
