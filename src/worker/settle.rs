@@ -60,9 +60,11 @@ impl Context {
         // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
         // conversation's jobs, so that doing it again ends as it ended.
         let mut published = verdicts.into_iter().map(|verdict| self.publish(verdict)).collect::<FuturesOrdered<_>>();
+        let mut unbroken = true;
         while let Some((envelope, confirmed)) = published.next().await {
+            unbroken &= confirmed.is_ok();
             match confirmed {
-                Ok(()) if unsettled.is_empty() => {
+                Ok(()) if unbroken => {
                     let bot = self.bot.config().name.clone();
                     metrics::histogram!(names::JOB_SECONDS, "bot" => bot).record(envelope.received.elapsed());
                     // Where the channel is gone the job comes again, and gets this verdict again.
