@@ -19,15 +19,17 @@ RUN mkdir -p src tests/it \
 COPY config config
 COPY schemas schemas
 COPY src src
+COPY deploy/image/config.toml /image/etc/context-injector/config.toml
 # cargo goes by time stamps, and the sources' may be older than those of the empty ones.
-RUN mkdir -p tests/it \
+RUN mkdir -p tests/it /image/usr/local/bin /image/etc/ssl/certs \
     && touch tests/it/main.rs src/lib.rs src/main.rs \
-    && cargo build --release --locked
+    && cargo build --release --locked \
+    && cp target/release/context-injector /image/usr/local/bin/ \
+    && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/
 
 FROM debian:trixie-slim
-COPY --from=builder /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY deploy/image/config.toml /etc/context-injector/config.toml
-COPY --from=builder /build/target/release/context-injector /usr/local/bin/context-injector
+# One COPY: of several in a row the classic builder loses a layer ("layer does not exist").
+COPY --from=builder /image/ /
 ENV CONTEXT_INJECTOR_CONFIG=/etc/context-injector/config.toml
 # A number, so that runAsNonRoot can be checked without the image's /etc/passwd. Nothing is written to disk.
 USER 10001:10001

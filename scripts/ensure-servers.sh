@@ -49,6 +49,7 @@ fi
 if [ "${1:-}" = tests ]; then
     wanted=
     has amqp-publish || wanted="$wanted amqp-tools"
+    has curl || wanted="$wanted curl"
     /usr/bin/python3 -c 'import pika' 2>/dev/null || wanted="$wanted python3-pika"
     # shellcheck disable=SC2086
     if [ -n "$wanted" ] && is_debian_root; then

@@ -4,20 +4,23 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use toml::Table;
 use url::Url;
 
+mod address;
+mod bot;
+mod command;
 mod endpoint;
 mod reader;
 
+pub use address::{SecretUrl, below, show_host};
+pub use bot::{Bot, Dialect, LedgerMode};
+pub use command::{Command, run};
 pub use endpoint::{Endpoint, EndpointKind};
 pub(crate) use reader::parse_duration;
 use reader::{ENV_PREFIX, Environment, Section};
@@ -105,6 +108,17 @@ pub struct Audit {
     pub digest_key: Option<SecretString>,
 }
 
+impl Audit {
+    /// The key of the digests: the setting's, else one that nobody else has.
+    #[must_use]
+    pub fn digest_key_or_random(&self) -> Vec<u8> {
+        match &self.digest_key {
+            Some(key) => key.expose_secret().as_bytes().to_vec(),
+            None => rand::random::<[u8; 32]>().to_vec(),
+        }
+    }
+}
+
 /// The ladder of jobs.
 #[derive(Debug, Clone)]
 pub struct Retry {
@@ -125,117 +139,6 @@ pub struct Relay {
     pub breaker_open_for: Duration,
     /// Longest such time.
     pub breaker_open_max: Duration,
-}
-
-/// One bot: its address, credentials and limits.
-#[derive(Debug, Clone)]
-pub struct Bot {
-    /// Its name, the routing key of its jobs.
-    pub name: String,
-    /// The API that it speaks.
-    pub dialect: Dialect,
-    /// Address without a path of the API.
-    pub base_url: Url,
-    /// Where tokens are had.
-    pub token_url: Url,
-    /// OAuth2 client.
-    pub client_id: String,
-    /// Its secret.
-    pub client_secret: Option<SecretString>,
-    /// API key (`cognigy-v2`).
-    pub api_key: Option<SecretString>,
-    /// The user whose session is written (`cognigy-v2`); empty: the conversation's id.
-    pub user_id: String,
-    /// Requests per second over all workers.
-    pub requests_per_second: u32,
-    /// Requests at once after a pause.
-    pub burst: u32,
-    /// Conversations worked on at the same time.
-    pub concurrency: u16,
-    /// Jobs held in memory.
-    pub prefetch: u16,
-    /// Time to connect.
-    pub connect_timeout: Duration,
-    /// Time of a whole request.
-    pub request_timeout: Duration,
-    /// Bytes of one serialised value.
-    pub max_value_bytes: usize,
-    /// Bytes of one request body.
-    pub max_payload_bytes: usize,
-    /// What a conversation id looks like.
-    pub conversation_id_pattern: regex::Regex,
-    /// When the ledger is written.
-    pub ledger: LedgerMode,
-    /// The reserved variable that holds it.
-    pub ledger_key: String,
-    /// Whether events carry values.
-    pub values_in_events: bool,
-    /// First time for which a broken bot is left alone.
-    pub breaker_open_for: Duration,
-    /// Longest such time.
-    pub breaker_open_max: Duration,
-}
-
-/// The APIs that we speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// Versioned context with conditional PATCH.
-    ContextV1,
-    /// The vendor's published API, without versions.
-    CognigyV2,
-}
-
-/// When the ledger is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LedgerMode {
-    /// Where a batch holds an operation that is not idempotent.
-    Auto,
-    /// With every batch.
-    Always,
-    /// Never; such operations are refused.
-    Off,
-}
-
-/// An address that holds credentials: printed as scheme, host and port only.
-#[derive(Clone)]
-pub struct SecretUrl(SecretString);
-
-impl SecretUrl {
-    /// Wraps an address.
-    #[must_use]
-    pub fn new(url: impl Into<String>) -> Self {
-        Self(SecretString::from(url.into()))
-    }
-
-    /// The address with its credentials, for the client alone.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        self.0.expose_secret()
-    }
-}
-
-impl fmt::Display for SecretUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&show_host(self.expose()))
-    }
-}
-
-impl fmt::Debug for SecretUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// Scheme, host and port of an address: what may be printed of it.
-#[must_use]
-pub fn show_host(url: &str) -> String {
-    match Url::parse(url) {
-        Ok(url) => {
-            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-            format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or("(no host)"))
-        }
-        Err(_) => "(not an address)".to_owned(),
-    }
 }
 
 /// Settings that cannot be used.
@@ -304,7 +207,7 @@ impl Config {
             audit: source.section(&mut effective, "audit", read_audit),
             retry: source.section(&mut effective, "retry", read_retry),
             relay: source.section(&mut effective, "relay", read_relay),
-            bots: source.named(&mut effective, "bots", "default", read_bot),
+            bots: source.named(&mut effective, "bots", "default", bot::read),
             endpoints: source.named(&mut effective, "endpoints", "example", endpoint::read),
             effective: Table::new(),
         };
@@ -513,148 +416,8 @@ fn read_open_times(section: &Section<'_>) -> (Duration, Duration) {
     (first, longest)
 }
 
-fn read_bot(name: &str, section: &Section<'_>) -> Bot {
-    let (breaker_open_for, breaker_open_max) = read_open_times(section);
-    let dialect = section.choice("dialect", &[("context-v1", Dialect::ContextV1), ("cognigy-v2", Dialect::CognigyV2)]);
-    let allow_http = section.boolean("allow_http");
-    let base_url = read_http_url(section, "base_url", "https://bot.example.com", allow_http);
-    if let Some(part) = ["/api/v1", "/new/v2.0"].iter().find(|part| base_url.path().contains(*part)) {
-        let text = format!("holds {part}; leave it out, the dialect adds it itself");
-        section.problem("base_url", text);
-    }
-    let token_url = read_token_url(section, dialect, &base_url, allow_http);
-    let (client_id, client_secret) = (section.text("client_id"), section.secret("client_secret"));
-    let api_key = section.secret("api_key");
-    match dialect {
-        Dialect::ContextV1 if client_id.is_empty() || client_secret.is_none() => {
-            section.problem("client_id", "and client_secret (or client_secret_file) are needed to get tokens");
-        }
-        Dialect::CognigyV2 if api_key.is_none() && (client_id.is_empty() || client_secret.is_none()) => {
-            section.problem("api_key", "or client_id and client_secret are needed");
-        }
-        _ => {}
-    }
-    let pattern = section.required("conversation_id_pattern", "^conv_[0-9a-f]+$");
-    // A pattern without anchors would let anything through that has a fitting part.
-    let conversation_id_pattern = regex::Regex::new(&format!("^(?:{pattern})$")).unwrap_or_else(|error| {
-        section.problem("conversation_id_pattern", format!("{pattern:?} is not a regular expression: {error}"));
-        #[expect(clippy::unwrap_used, reason = "a constant pattern")]
-        regex::Regex::new("$^").unwrap()
-    });
-    let ledger_key = section.required("ledger_key", "_injection_ledger");
-    if !crate::job::is_key(&ledger_key) {
-        section
-            .problem("ledger_key", format!("{ledger_key:?} is not a name of a variable: letters, digits, underscore"));
-    }
-    let concurrency = section.integer("concurrency", 1..=1_024);
-    Bot {
-        name: name.to_owned(),
-        dialect,
-        base_url,
-        token_url,
-        client_id,
-        client_secret,
-        api_key,
-        user_id: section.text("user_id"),
-        requests_per_second: section.integer("requests_per_second", 1..=100_000),
-        burst: section.integer("burst", 1..=10_000),
-        concurrency: u16::try_from(concurrency).unwrap_or(u16::MAX),
-        prefetch: u16::try_from(section.integer("prefetch", 1..=10_000)).unwrap_or(u16::MAX),
-        connect_timeout: section.duration("connect_timeout", Duration::from_millis(10)..=Duration::from_secs(60)),
-        request_timeout: section.duration("request_timeout", Duration::from_millis(10)..=Duration::from_secs(300)),
-        max_value_bytes: section.integer("max_value_bytes", 1..=64_000_000) as usize,
-        max_payload_bytes: section.integer("max_payload_bytes", 1..=64_000_000) as usize,
-        conversation_id_pattern,
-        ledger: section
-            .choice("ledger", &[("auto", LedgerMode::Auto), ("always", LedgerMode::Always), ("off", LedgerMode::Off)]),
-        ledger_key,
-        values_in_events: section.boolean("values_in_events"),
-        breaker_open_for,
-        breaker_open_max,
-    }
-}
-
-fn read_token_url(section: &Section<'_>, dialect: Dialect, base_url: &Url, allow_http: bool) -> Url {
-    if !section.text("token_url").is_empty() {
-        return read_http_url(section, "token_url", "https://bot.example.com/api/v1/auth/token", allow_http);
-    }
-    let path = match dialect {
-        Dialect::ContextV1 => "api/v1/auth/token",
-        Dialect::CognigyV2 => "auth/oauth2/token",
-    };
-    below(base_url, path)
-}
-
-/// `base` with `path` behind it.
-#[must_use]
-pub fn below(base: &Url, path: &str) -> Url {
-    let mut url = base.clone();
-    url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));
-    url
-}
-
-/// An `https` address without credentials, query and fragment; `http` where that is allowed.
-fn read_http_url(section: &Section<'_>, key: &str, example: &str, allow_http: bool) -> Url {
-    let text = section.required(key, example);
-    let url = match Url::parse(&text) {
-        Ok(url) if url.has_host() && matches!(url.scheme(), "http" | "https") => url,
-        _ => {
-            if !text.is_empty() {
-                section.problem(key, format!("{text:?} is not an address such as {example:?}"));
-            }
-            #[expect(clippy::unwrap_used, reason = "a constant address")]
-            return Url::parse("https://invalid.invalid").unwrap();
-        }
-    };
-    if url.scheme() == "http" && !allow_http {
-        section.problem(
-            key,
-            "begins with http://, so tokens would travel in clear text; use https:// or set allow_http = true",
-        );
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        section.problem(key, "holds credentials; they belong into client_id and client_secret (it is not shown)");
-    } else if url.query().is_some() || url.fragment().is_some() {
-        section.problem(key, format!("{text:?} has a query or fragment; leave it out"));
-    }
-    url
-}
-
 const fn days(number: u64) -> Duration {
     Duration::from_secs(number * 86_400)
-}
-
-/// `config check` and `config show`.
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Reads the settings and says what is wrong with them
-    Check,
-    /// Prints the settings in force, secrets redacted
-    Show {
-        /// Print the annotated defaults instead: a file to start from
-        #[arg(long)]
-        defaults: bool,
-    },
-}
-
-/// Runs `config …`.
-///
-/// # Errors
-/// Wrong settings.
-pub fn run(command: &Command, path: Option<&Path>) -> anyhow::Result<ExitCode> {
-    use std::io::Write as _;
-    let mut out = std::io::stdout().lock();
-    match command {
-        Command::Check => {
-            let config = Config::load(path)?;
-            let (bots, endpoints) = (config.bots.len(), config.endpoints.len());
-            writeln!(out, "The settings are fine: {bots} bot(s), {endpoints} webhook endpoint(s).")
-        }
-        Command::Show { defaults: true } => write!(out, "{DEFAULTS}"),
-        Command::Show { defaults: false } => write!(out, "{}", Config::load(path)?.show()),
-    }
-    .context("cannot write to standard output")?;
-    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

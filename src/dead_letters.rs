@@ -2,7 +2,7 @@
 //!
 //! Rules:
 //! - Looking never changes a queue: everything is taken with manual acks and given back in its order
-//!   ([`browse`]).
+//!   (`browse`).
 //! - A replay is publish, confirm, then ack: killed in between, a message is there twice, never nowhere. The
 //!   worker knows a job by its id, so that a repeat has no effect. The same command run again goes on.
 //! - What is listed or replayed is what was there when the command started: what dies again meanwhile is not

@@ -7,10 +7,12 @@
 //!   so that running the same file again has no further effect.
 //! - The bodies go out byte for byte as they were read.
 
+mod direct;
 mod input;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,13 +22,15 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use self::direct::Preview;
 use self::input::Item;
 use crate::broker::topology::{self, Names, Part};
 use crate::broker::{Broker, Mandatory, Message, PublishError, Publisher, header};
 use crate::config::{Bot, Config};
 use crate::job::{Job, JobId};
 use crate::pipeline::validate::{Source, validate};
-use crate::pipeline::verdict::Rejection;
+use crate::pipeline::verdict::{Rejection, Verdict};
+use crate::trace::new_traceparent;
 
 /// How long the command waits for RabbitMQ.
 const CONNECT_WAIT: Duration = Duration::from_secs(15);
@@ -44,6 +48,16 @@ pub struct Args {
     /// One JSON object per job
     #[arg(long)]
     json: bool,
+    /// Apply one job straight to the platform, without broker and Redis, and print its outcome
+    #[arg(long, conflicts_with = "dry_run")]
+    direct: bool,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// With --dry-run: plan on the state in this file (the body of the platform's answer to a read) instead of
+    /// asking the platform
+    #[arg(long, value_name = "STATE", requires = "dry_run")]
+    state: Option<PathBuf>,
 }
 
 /// A job that was read and checked.
@@ -67,8 +81,22 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
             results.refused(item, job_id.as_ref(), rejection)?;
         }
     }
-    publish(&config, bot, &checked, now, &mut results).await?;
-    results.finish()
+    let good = || checked.iter().filter_map(|checked| checked.verdict.as_ref().ok());
+    if args.direct {
+        anyhow::ensure!(checked.len() == 1, "--direct applies one job, and {} were given", checked.len());
+        for job in good() {
+            let outcome = direct::apply(&config, bot, job.clone()).await?;
+            results
+                .applied(&Value::Object(outcome.event(bot, &config.audit.digest_key_or_random())), &outcome.verdict)?;
+        }
+    } else if args.dry_run {
+        for job in good() {
+            results.previewed(&direct::preview(bot, job, args.state.as_deref()).await?)?;
+        }
+    } else {
+        publish(&config, bot, &checked, now, &mut results).await?;
+    }
+    results.finish(if args.direct || args.dry_run { None } else { Some("published") })
 }
 
 fn choose_bot<'a>(bots: &'a BTreeMap<String, Bot>, wanted: Option<&str>) -> anyhow::Result<&'a Bot> {
@@ -136,13 +164,11 @@ async fn publish(
 }
 
 fn message_of(item: &Item, job: &Job, now: Timestamp) -> Message {
-    let (trace, span) = (rand::random::<u128>(), rand::random::<u64>());
     Message::new(item.body.clone())
         .with_message_id(job.id.as_str())
         .with_content_type("application/json")
         .with_timestamp(now)
-        // All zeros would be no trace (W3C Trace Context, §3.2.2).
-        .with_text(header::TRACEPARENT, &format!("00-{:032x}-{:016x}-01", trace.max(1), span.max(1)))
+        .with_text(header::TRACEPARENT, &new_traceparent())
 }
 
 /// Tells the result of every job.
@@ -159,6 +185,25 @@ impl Results {
             || format!("{id} published to {exchange} for bot {bot}"),
             || json!({ "place": item.place, "job_id": id, "result": "published", "bot": bot }),
         )
+    }
+
+    /// The outcome event of `--direct` is JSON in both forms: it is what a subscriber would get.
+    fn applied(&mut self, event: &Value, verdict: &Verdict) -> anyhow::Result<()> {
+        if *verdict == Verdict::Applied {
+            self.good += 1
+        } else {
+            self.bad += 1
+        }
+        self.tell(|| format!("{event:#}"), || event.clone())
+    }
+
+    fn previewed(&mut self, preview: &Preview) -> anyhow::Result<()> {
+        if preview.applies {
+            self.good += 1
+        } else {
+            self.bad += 1
+        }
+        self.tell(|| preview.text.clone(), || preview.json.clone())
     }
 
     fn refused(&mut self, item: &Item, id: Option<&JobId>, rejection: &Rejection) -> anyhow::Result<()> {
@@ -189,9 +234,9 @@ impl Results {
         writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
     }
 
-    fn finish(&self) -> anyhow::Result<ExitCode> {
-        if !self.json && self.good + self.bad != 1 {
-            writeln!(std::io::stdout(), "{} published, {} not.", self.good, self.bad)
+    fn finish(&self, done: Option<&str>) -> anyhow::Result<ExitCode> {
+        if let Some(done) = done.filter(|_| !self.json && self.good + self.bad != 1) {
+            writeln!(std::io::stdout(), "{} {done}, {} not.", self.good, self.bad)
                 .context("cannot write to standard output")?;
         }
         Ok(if self.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -3,10 +3,12 @@
 //! Everything but [`execute`] is pure: no clock, no socket, no randomness. What a stage makes is the next
 //! stage's only input.
 
+pub mod endings;
 pub mod evicted;
 pub mod execute;
 pub mod json;
 pub mod ledger;
+pub mod memory;
 pub mod merge;
 pub mod numbers;
 pub mod plan;

@@ -116,7 +116,7 @@ impl Broker {
     }
 
     /// Starts a private broker from the machine's binaries or an image, whatever the environment says: for what
-    /// kills its broker. Takes twice as long as [`Broker::start`], see [`rabbitmq`].
+    /// kills its broker. Takes twice as long as [`Broker::start`], see the module `rabbitmq`.
     ///
     /// # Errors
     /// As [`Broker::start`].
@@ -398,9 +398,18 @@ impl Server {
             run.process.wait().await;
         }
         run.process.leave();
-        let failed = |source| Error::Start { server: self.kind.name, source };
-        run.process = Watched::spawn(&run.again).map_err(failed)?;
-        self.wait_until_it_answers().await
+        let server = self.kind.name;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let run = self.run.as_mut().ok_or(Error::NotOurs { server, variable: self.kind.variable })?;
+            run.process = Watched::spawn(&run.again).map_err(|source| Error::Start { server, source })?;
+            match self.wait_until_it_answers().await {
+                // What the one before held (a port, its name at the port mapper) can outlast it for a moment.
+                Err(Error::Ended { .. }) if tries < STARTS => {}
+                answered => return answered,
+            }
+        }
     }
 
     fn signal(&self, name: &str) -> Result<(), Error> {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use secrecy::ExposeSecret as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +30,8 @@ mod envelope;
 mod intake;
 mod memories;
 mod outbox;
-mod recent;
+pub mod recent;
+mod settle;
 
 use batch::Context;
 use intake::Intake;
@@ -84,11 +84,7 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
 
     let (halt, give_up) = (CancellationToken::new(), CancellationToken::new());
     let names = Names::new(&config.amqp.prefix);
-    let digest_key = config
-        .audit
-        .digest_key
-        .as_ref()
-        .map_or_else(|| rand::random::<[u8; 32]>().to_vec(), |key| key.expose_secret().as_bytes().to_vec());
+    let digest_key = config.audit.digest_key_or_random();
     let outbox = Arc::new(Outbox::new(Publisher::new(&publishing), names.clone(), digest_key, give_up.clone()));
     let ladder = Arc::new(Ladder::new(Arc::clone(&redis)));
     let mut intakes = JoinSet::new();

@@ -406,7 +406,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// The shortest spelling of a duration that [`parse_duration`] reads; whole milliseconds. Queues of a ladder
+/// The shortest spelling of a duration that `parse_duration` reads; whole milliseconds. Queues of a ladder
 /// carry it in their names.
 pub fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();

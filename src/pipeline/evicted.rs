@@ -5,7 +5,7 @@
 //! worker has such a memory per conversation, and Redis has one for all; either may be lost at any time, and
 //! then begins anew at the low-water mark of that moment.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use jiff::Timestamp;
 
@@ -15,9 +15,9 @@ use super::ledger::{LowWater, Mark};
 pub const MAX_MARKS: usize = 10_000;
 
 /// The evicted marks of one conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Evicted {
-    marks: HashSet<Mark>,
+    marks: BTreeSet<Mark>,
     /// Oldest first, with the low-water time of their eviction in seconds.
     order: VecDeque<(Mark, i64)>,
     /// Evictions that the memory knows of or began after.

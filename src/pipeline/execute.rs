@@ -16,183 +16,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::evicted::Evicted;
+use super::endings::{self, Ended, Ending, Task};
 use super::ledger::Mark;
-use super::plan::{self, Applied, Candidate, Fate, Ground, MAX_BATCH, Plan};
-use super::snapshot::{Contents, Known, Snapshot, Variables};
-use super::verdict::{Reason, Rejection, Verdict};
+use super::memory::Memory;
+use super::plan::{self, Fate, Ground, MAX_BATCH, Plan};
+use super::snapshot::{Snapshot, Variables};
+use super::verdict::{Rejection, Verdict};
 use crate::bot::{Bot, Permit};
 use crate::config;
-use crate::job::{ConversationId, Job, Version};
+use crate::job::{ConversationId, Version};
 use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::retry;
 use crate::target::{Detail, Failure, Observed, Read, Write, has_precondition};
 use crate::witness;
-
-/// How long a snapshot is good for a first plan.
-const SNAPSHOT_AGE: Duration = Duration::from_secs(30);
-/// Most jobs without a ledger entry that are remembered for the next one.
-const UNRECORDED: usize = 64;
-
-/// A job under way, with what is known of it beside its text.
-#[derive(Debug)]
-pub struct Task {
-    /// The job.
-    pub job: Job,
-    /// Its mark in the ledger.
-    pub mark: Mark,
-    /// Its replay generation.
-    pub generation: u32,
-    /// Whether an earlier delivery of it may have got anywhere.
-    pub suspect: bool,
-    /// When it was published, as far as its producer tells.
-    pub published: Option<Timestamp>,
-    /// Attempts before this one.
-    pub attempts: u32,
-    /// Whether an earlier delivery may have had its effect: its end is not known.
-    pub uncertain: bool,
-    /// W3C trace context.
-    pub traceparent: String,
-    /// The write that may have had its effect.
-    pub(crate) tried: Option<Tried>,
-}
-
-/// A write that may have had its effect.
-#[derive(Debug)]
-pub(crate) struct Tried {
-    at: Timestamp,
-    applied: Applied,
-    version_before: Option<Version>,
-}
-
-impl Task {
-    /// A task that has not been tried.
-    #[must_use]
-    pub fn new(job: Job, bot: &str, traceparent: String) -> Self {
-        Self {
-            mark: Mark::of_job(bot, &job.conversation, &job.id),
-            job,
-            generation: 0,
-            suspect: false,
-            published: None,
-            attempts: 0,
-            uncertain: false,
-            traceparent,
-            tried: None,
-        }
-    }
-
-    /// Whether a request of this or an earlier attempt may have had its effect.
-    #[must_use]
-    pub fn may_have_been_applied(&self) -> bool {
-        self.uncertain || self.tried.is_some()
-    }
-
-    fn candidate(&self) -> Candidate<'_> {
-        Candidate {
-            job: &self.job,
-            mark: self.mark.clone(),
-            generation: self.generation,
-            suspect: self.suspect,
-            uncertain: self.uncertain,
-            published: self.published,
-            tried: self.tried.as_ref().map(|tried| tried.at),
-            tried_without_entry: self.tried.as_ref().is_some_and(|tried| !tried.applied.recorded),
-        }
-    }
-}
-
-/// What is remembered of a conversation between batches. Good until it is contradicted: every write is
-/// conditional.
-#[derive(Debug, Default)]
-pub struct Memory {
-    snapshot: Option<(Snapshot, Instant)>,
-    known: Option<Known>,
-    unrecorded: Vec<Mark>,
-    evicted: Option<Evicted>,
-    reset: Option<Timestamp>,
-}
-
-impl Memory {
-    /// The version that the conversation has, as far as is known.
-    #[must_use]
-    pub fn version(&self) -> Option<&Version> {
-        self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.version.as_ref())
-    }
-
-    /// Bytes that it roughly takes, for the bound of the cache that holds it.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        let variables = self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.variables());
-        let variables =
-            variables.map_or(0, |all| all.iter().map(|(name, value)| name.key.len() + 64 + weight(value)).sum());
-        256 + variables + 100 * self.evicted.as_ref().map_or(0, Evicted::len)
-    }
-}
-
-fn weight(value: &serde_json::Value) -> usize {
-    use serde_json::Value;
-    match value {
-        Value::Null | Value::Bool(_) => 32,
-        Value::Number(_) => 56,
-        Value::String(text) => 32 + text.len(),
-        Value::Array(items) => 32 + items.iter().map(weight).sum::<usize>(),
-        Value::Object(fields) => 32 + fields.iter().map(|(name, value)| 64 + name.len() + weight(value)).sum::<usize>(),
-    }
-}
-
-/// How a job left a batch.
-#[derive(Debug)]
-pub enum Ending {
-    /// It has its verdict.
-    Verdict(Box<Ended>),
-    /// The target failed; the job waits for its next attempt.
-    Retry(Detail),
-    /// We are stopping and it was not finished.
-    Interrupted,
-}
-
-/// A verdict and what led to it.
-#[derive(Debug, Clone)]
-pub struct Ended {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Whether it was reached before.
-    pub repeat: bool,
-    /// What was done, where it was applied.
-    pub applied: Applied,
-    /// The conversation's version before.
-    pub version_before: Option<Version>,
-    /// The conversation's version after.
-    pub version_after: Option<Version>,
-    /// Jobs in the same request.
-    pub batch_size: usize,
-    /// Bytes of that request.
-    pub request_bytes: usize,
-    /// The last thing that the target said against it.
-    pub last_failure: Option<Detail>,
-}
-
-impl Ended {
-    /// A verdict that no request led to.
-    #[must_use]
-    pub fn plain(verdict: Verdict) -> Self {
-        Self {
-            verdict,
-            repeat: false,
-            applied: Applied::default(),
-            version_before: None,
-            version_after: None,
-            batch_size: 1,
-            request_bytes: 0,
-            last_failure: None,
-        }
-    }
-}
 
 /// What a batch cost.
 #[derive(Debug, Clone, Copy, Default)]
@@ -303,9 +143,9 @@ impl Run<'_> {
         let mut limit = MAX_BATCH;
         let mut refusal: Option<Rejection> = None;
         loop {
-            let expired = self.expired(tasks);
-            if !expired.is_empty() {
-                return Ok(expired);
+            let expired = endings::expired(tasks, Timestamp::now());
+            if expired > 0 {
+                return Ok(tasks[..expired].iter().map(|_| self.ended(endings::expiry(), None)).collect());
             }
             let snapshot = self.snapshot(tasks).await?;
             let plan = {
@@ -314,17 +154,15 @@ impl Run<'_> {
                     bot: self.with.bot.config(),
                     snapshot: &snapshot,
                     base: self.base.as_deref(),
-                    backfill: &self.memory.unrecorded,
-                    evicted: self.memory.evicted.get_or_insert_default(),
+                    backfill: self.memory.unrecorded(),
+                    evicted: self.memory.evicted(),
                     now: Timestamp::now(),
                 };
                 plan::plan(ground, &candidates, limit, refusal.clone())
             };
-            let taken = plan.fates.len();
             let Some(body) = plan.body.clone() else {
                 if plan.holds(&snapshot) {
-                    let version = snapshot.version.clone();
-                    return Ok(self.conclude(plan, &snapshot, version, tasks, 0));
+                    return Ok(self.conclude(&plan, &snapshot, snapshot.version.as_ref(), tasks));
                 }
                 self.forget(&snapshot);
                 continue;
@@ -332,45 +170,27 @@ impl Run<'_> {
             self.remember_evictions(&snapshot, &plan).await;
             match self.write(&snapshot, &plan, body, tasks).await? {
                 Step::Done { version_after } => {
-                    return Ok(self.conclude(plan, &snapshot, version_after, tasks, taken));
+                    self.advance(&plan, &snapshot, version_after.as_ref(), tasks);
+                    return Ok(self.conclude(&plan, &snapshot, version_after.as_ref(), tasks));
                 }
                 Step::Moved => {
                     metrics::counter!(names::REPLANS, "bot" => self.name()).increment(1);
                     self.forget(&snapshot);
-                    let Some(delay) = self.conflict.next() else { return Ok(self.overrun(&tasks[..taken])) };
+                    let Some(delay) = self.conflict.next() else {
+                        let verdicts = tasks[..plan.fates.len()].iter().map(endings::overrun);
+                        return Ok(verdicts.map(|verdict| self.ended(verdict, None)).collect());
+                    };
                     self.pause(delay).await?;
                 }
                 // Some job of several is at fault: halve, until it stands alone.
-                Step::Refused(_) if taken > 1 => limit = taken / 2,
-                Step::Refused(detail) if refusal.is_none() => refusal = Some(refused(&detail)),
+                Step::Refused(_) if plan.fates.len() > 1 => limit = plan.fates.len() / 2,
+                Step::Refused(detail) if refusal.is_none() => refusal = Some(endings::refusal(&detail)),
                 // Not even its tombstone is taken.
-                Step::Refused(detail) => return Ok(vec![self.refused_for_good(&tasks[0], &detail)]),
+                Step::Refused(detail) => {
+                    return Ok(vec![self.ended(endings::refused_for_good(&tasks[0], &detail), Some(detail))]);
+                }
             }
         }
-    }
-
-    /// Waits at the bot's gate, but not beyond the next deadline of a job, nor with new work beyond an order to stop.
-    async fn permit(&self, tasks: &[Task]) -> Result<Permit<'_>, Halt> {
-        let now = Timestamp::now();
-        let deadlines = tasks.iter().map(|task| task.job.deadline).filter(|deadline| *deadline >= now);
-        let left = deadlines.min().map(|deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
-        let begun = self.cost.requests > 0;
-        tokio::select! {
-            biased;
-            () = self.with.halt.cancelled() => Err(Halt::Interrupted),
-            () = self.with.stop.cancelled(), if !begun => Err(Halt::Interrupted),
-            permit = self.with.bot.permit() => Ok(permit),
-            () = sleep(left.unwrap_or_default()), if left.is_some() => Err(Halt::Late),
-        }
-    }
-
-    /// The first jobs, if they are past their deadline and nothing was ever sent for them: no request needed.
-    fn expired(&self, tasks: &[Task]) -> Vec<Ending> {
-        let now = Timestamp::now();
-        let untouched = |task: &&Task| !task.suspect && task.tried.is_none() && task.job.deadline < now;
-        let text = "the deadline passed before the job was applied";
-        let rejection = || Rejection::new(Reason::Expired, text);
-        tasks.iter().take_while(untouched).map(|_| self.ended(Verdict::NotApplied(rejection()), None)).collect()
     }
 
     /// The state to plan on: remembered where that is recent, the version alone where that is enough, else read.
@@ -379,27 +199,23 @@ impl Run<'_> {
             let candidates = tasks.iter().map(Task::candidate).collect::<Vec<_>>();
             plan::needs_state(self.with.bot.config(), &candidates)
         };
-        if let Some((snapshot, at)) = &self.memory.snapshot
-            && at.elapsed() < SNAPSHOT_AGE
-            && (!needs_state || snapshot.variables().is_some())
-        {
+        if let Some(snapshot) = self.memory.recent(needs_state, Timestamp::now()) {
             let snapshot = snapshot.clone();
             self.count_source("memory");
             return Ok(snapshot);
         }
         let bot = self.with.bot.config();
         let first = self.cost.requests == 0;
-        let version_only = |version| Snapshot { version, contents: Contents::VersionOnly, fresh: false, reset: None };
         if !has_precondition(bot.dialect) {
-            return Ok(version_only(None));
+            return Ok(Snapshot::of_version(None));
         }
         if let Some(version) = self.with.recorded.filter(|_| first && !needs_state) {
             self.count_source("redis");
-            return Ok(version_only(Some(version.clone())));
+            return Ok(Snapshot::of_version(Some(version.clone())));
         }
         self.count_source("read");
         let mut observed = self.read(tasks).await?;
-        let known = self.memory.known.clone();
+        let known = self.memory.known().cloned();
         let make = |observed: Observed| {
             Snapshot::read(observed.version, observed.variables, &bot.ledger_key, known.as_ref(), Timestamp::now())
         };
@@ -416,18 +232,14 @@ impl Run<'_> {
                 "the conversation was cleared or went back to an older version"
             );
         }
-        self.memory.reset = snapshot.reset.or(self.memory.reset);
-        snapshot.reset = self.memory.reset;
         self.recall_evictions(&snapshot).await;
-        self.remember(snapshot.clone());
+        self.memory.remember(&mut snapshot, Timestamp::now());
         Ok(snapshot)
     }
 
     /// What the ledger is about to let go is applied already, whether or not this write gets through.
     async fn remember_evictions(&self, snapshot: &Snapshot, plan: &Plan) {
-        let (Some(after), Contents::Full { ledger: Ok(before), .. }) = (&plan.ledger, &snapshot.contents) else {
-            return;
-        };
+        let (Some(after), Some(before)) = (&plan.ledger, snapshot.ledger()) else { return };
         let (Some(after), before) = (after.low_water(), before.low_water()) else { return };
         if before == Some(after) {
             return;
@@ -439,14 +251,10 @@ impl Run<'_> {
 
     /// What other workers saw the ledger let go, if we did not.
     async fn recall_evictions(&mut self, snapshot: &Snapshot) {
-        let Contents::Full { ledger: Ok(ledger), .. } = &snapshot.contents else { return };
-        let Some(low) = ledger.low_water() else { return };
-        if self.memory.evicted.as_ref().is_some_and(|evicted| evicted.is_complete(Some(low))) {
-            return;
-        }
+        let Some(low) = self.memory.missed_evictions(snapshot) else { return };
         let (redis, bot) = (self.with.redis, &self.with.bot.config().name);
         if let Some(found) = witness::recall(redis, bot, self.with.conversation, low.evicted).await {
-            self.memory.evicted = Some(found);
+            self.memory.recall(found);
         }
     }
 
@@ -496,8 +304,8 @@ impl Run<'_> {
             match failure {
                 Failure::Ambiguous(detail) => {
                     self.cost.ambiguous += 1;
-                    note_tried(plan, snapshot, tasks);
-                    self.memory.snapshot = None;
+                    endings::note_tried(plan, snapshot, tasks, Timestamp::now());
+                    self.memory.forget_snapshot();
                     self.again_in_place(detail).await?;
                 }
                 Failure::NotSent(detail) => self.again_in_place(detail).await?,
@@ -516,49 +324,8 @@ impl Run<'_> {
         self.with.bot.config().name.clone()
     }
 
-    /// What the fates of a plan mean now that they hold.
-    fn conclude(
-        &mut self,
-        plan: Plan,
-        snapshot: &Snapshot,
-        version_after: Option<Version>,
-        tasks: &[Task],
-        batch_size: usize,
-    ) -> Vec<Ending> {
-        let request_bytes = plan.body.as_ref().map_or(0, Bytes::len);
-        self.count(&plan, tasks);
-        if plan.body.is_some() {
-            self.advance(&plan, snapshot, version_after.clone(), tasks);
-        }
-        let ended = plan.fates.into_iter().zip(tasks).map(|(fate, task)| {
-            let plain = |verdict, repeat| Ended {
-                verdict,
-                repeat,
-                applied: Applied::default(),
-                version_before: snapshot.version.clone(),
-                version_after: version_after.clone(),
-                batch_size: batch_size.max(1),
-                request_bytes,
-                last_failure: self.last_failure.clone(),
-            };
-            match fate {
-                Fate::Applies(applied) => Ended { applied, ..plain(Verdict::Applied, false) },
-                // The ambiguous write was this batch's own: its first outcome, not a repeated one.
-                Fate::Repeat => match &task.tried {
-                    Some(tried) => Ended {
-                        applied: tried.applied.clone(),
-                        version_before: tried.version_before.clone(),
-                        version_after: None,
-                        ..plain(Verdict::Applied, false)
-                    },
-                    None => plain(Verdict::Applied, true),
-                },
-                Fate::RefusedBefore(rejection) => plain(Verdict::NotApplied(rejection), true),
-                Fate::Refused(rejection) => plain(Verdict::NotApplied(rejection), false),
-                Fate::Unknown(rejection) => plain(Verdict::Unknown(rejection), false),
-            }
-        });
-        ended.map(|ended| Ending::Verdict(Box::new(ended))).collect()
+    fn count_source(&self, source: &'static str) {
+        metrics::counter!(names::VERSION_CACHE, "bot" => self.name(), "source" => source).increment(1);
     }
 
     fn count(&self, plan: &Plan, tasks: &[Task]) {
@@ -578,63 +345,23 @@ impl Run<'_> {
         }
     }
 
-    fn count_source(&self, source: &'static str) {
-        metrics::counter!(names::VERSION_CACHE, "bot" => self.name(), "source" => source).increment(1);
+    /// What the fates of a plan mean now that they hold.
+    fn conclude(&self, plan: &Plan, snapshot: &Snapshot, after: Option<&Version>, tasks: &[Task]) -> Vec<Ending> {
+        self.count(plan, tasks);
+        let with_failure = |ended| Ended { last_failure: self.last_failure.clone(), ..ended };
+        let ended = endings::conclude(plan, snapshot, after, tasks).map(with_failure);
+        ended.map(|ended| Ending::Verdict(Box::new(ended))).collect()
     }
 
-    /// The conversation after our own write: what we knew, with the changes.
-    fn advance(&mut self, plan: &Plan, snapshot: &Snapshot, version: Option<Version>, tasks: &[Task]) {
-        let known_before = self.memory.known.take();
-        self.memory.snapshot = None;
-        if let (Some(after), Contents::Full { ledger: Ok(before), .. }) = (&plan.ledger, &snapshot.contents) {
-            let evicted = self.memory.evicted.get_or_insert_with(|| Evicted::beginning(before.low_water()));
-            evicted.extend(before.low_water(), after.low_water(), &plan.evicted);
-        }
-        let had_ledger = plan.ledger.is_some() || known_before.is_some_and(|known| known.had_ledger);
-        if plan.ledger.is_some() {
-            self.memory.unrecorded.clear();
-        } else {
-            let applied = plan.fates.iter().zip(tasks).filter(|(fate, _)| matches!(fate, Fate::Applies(_)));
-            self.memory.unrecorded.extend(applied.map(|(_, task)| task.mark.clone()));
-            let surplus = self.memory.unrecorded.len().saturating_sub(UNRECORDED);
-            self.memory.unrecorded.drain(..surplus);
-        }
-        let Some(version) = version else { return };
-        self.memory.known = Some(Known { version: Some(version.clone()), had_ledger });
-        let contents = match &snapshot.contents {
-            Contents::VersionOnly => Contents::VersionOnly,
-            Contents::Full { variables, ledger } => {
-                let mut variables = Arc::clone(variables);
-                let all = Arc::make_mut(&mut variables);
-                for change in plan.changes.iter().filter(|change| change.name.key != self.with.bot.config().ledger_key)
-                {
-                    match &change.value {
-                        Some(value) => all.insert(change.name.clone(), value.clone()),
-                        None => all.remove(&change.name),
-                    };
-                }
-                let ledger = plan.ledger.clone().map_or_else(|| ledger.clone(), Ok);
-                Contents::Full { variables, ledger }
-            }
-        };
-        let next = Snapshot { version: Some(version), contents, fresh: false, reset: self.memory.reset };
-        self.memory.snapshot = Some((next, Instant::now()));
-    }
-
-    fn remember(&mut self, snapshot: Snapshot) {
-        self.memory.known = Some(snapshot.known());
-        if let Contents::Full { ledger: Ok(ledger), .. } = &snapshot.contents {
-            let low = ledger.low_water();
-            self.memory.evicted.get_or_insert_with(|| Evicted::beginning(low)).catch_up(low);
-        }
-        // The next plan on it may be of another batch: then it is no longer fresh.
-        let kept = Snapshot { fresh: false, ..snapshot };
-        self.memory.snapshot = Some((kept, Instant::now()));
+    fn advance(&mut self, plan: &Plan, snapshot: &Snapshot, version: Option<&Version>, tasks: &[Task]) {
+        let marks = tasks.iter().map(|task| task.mark.clone()).collect::<Vec<_>>();
+        let ledger_key = &self.with.bot.config().ledger_key;
+        self.memory.advance(plan, snapshot, version, &marks, ledger_key, Timestamp::now());
     }
 
     /// The snapshot was overtaken. What it showed is what we knew before the others' changes.
     fn forget(&mut self, snapshot: &Snapshot) {
-        self.memory.snapshot = None;
+        self.memory.forget_snapshot();
         if self.base.is_none() {
             self.base = snapshot.variables().cloned();
         }
@@ -656,6 +383,21 @@ impl Run<'_> {
         }
     }
 
+    /// Waits at the bot's gate, but not beyond the next deadline of a job, nor with new work beyond an order to stop.
+    async fn permit(&self, tasks: &[Task]) -> Result<Permit<'_>, Halt> {
+        let now = Timestamp::now();
+        let deadlines = tasks.iter().map(|task| task.job.deadline).filter(|deadline| *deadline >= now);
+        let left = deadlines.min().map(|deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
+        let begun = self.cost.requests > 0;
+        tokio::select! {
+            biased;
+            () = self.with.halt.cancelled() => Err(Halt::Interrupted),
+            () = self.with.stop.cancelled(), if !begun => Err(Halt::Interrupted),
+            permit = self.with.bot.permit() => Ok(permit),
+            () = sleep(left.unwrap_or_default()), if left.is_some() => Err(Halt::Late),
+        }
+    }
+
     /// Waits for an answer, but not beyond the deadline of a stop.
     async fn unless_halted<T>(&self, answer: impl Future<Output = T>) -> Result<T, Halt> {
         tokio::select! {
@@ -674,94 +416,21 @@ impl Run<'_> {
     fn halted(&self, task: &Task, halt: &Halt) -> Ending {
         match halt {
             Halt::Interrupted | Halt::Late => Ending::Interrupted,
-            Halt::NotFound(detail) => {
-                let text = format!("the target does not know the conversation: {detail}");
-                let verdict = if task.tried.is_some() {
-                    let text = format!("a try may have been applied, and then {text}");
-                    Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
-                } else {
-                    Verdict::NotApplied(Rejection::at(Reason::ConversationNotFound, "/conversation_id", text))
-                };
-                self.ended(verdict, Some(detail.clone()))
-            }
+            Halt::NotFound(detail) => self.ended(endings::not_found(task, detail), Some(detail.clone())),
             Halt::Failed(detail) => {
                 let attempt = task.attempts + 1;
                 match retry::next(self.with.retry, attempt, Timestamp::now(), task.job.deadline) {
                     retry::Next::Rung { .. } => Ending::Retry(detail.clone()),
-                    retry::Next::GiveUp => self.ended(exhausted(task, attempt, detail), Some(detail.clone())),
+                    retry::Next::GiveUp => self.ended(endings::exhausted(task, attempt, detail), Some(detail.clone())),
                 }
             }
         }
     }
 
-    /// The conversation changed under every try of ours.
-    fn overrun(&self, tasks: &[Task]) -> Vec<Ending> {
-        let text = format!("the conversation changed under each of {} tries", retry::CONFLICT_TRIES);
-        tasks
-            .iter()
-            .map(|task| {
-                let verdict = if task.may_have_been_applied() {
-                    let text = format!("an earlier try may have been applied; then {text}");
-                    Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
-                } else {
-                    Verdict::NotApplied(Rejection::new(Reason::ConflictLimit, text.clone()))
-                };
-                self.ended(verdict, None)
-            })
-            .collect()
-    }
-
-    fn refused_for_good(&self, task: &Task, detail: &Detail) -> Ending {
-        let rejection = refused(detail);
-        let verdict = if task.may_have_been_applied() {
-            let text = format!("an earlier try may have been applied, and then the target refused it ({rejection})");
-            Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text))
-        } else {
-            Verdict::NotApplied(rejection)
-        };
-        self.ended(verdict, Some(detail.clone()))
-    }
-
     fn ended(&self, verdict: Verdict, last_failure: Option<Detail>) -> Ending {
-        Ending::Verdict(Box::new(Ended {
-            verdict,
-            repeat: false,
-            applied: Applied::default(),
-            version_before: None,
-            version_after: None,
-            batch_size: 1,
-            request_bytes: 0,
-            last_failure: last_failure.or_else(|| self.last_failure.clone()),
-        }))
+        let last_failure = last_failure.or_else(|| self.last_failure.clone());
+        Ending::Verdict(Box::new(Ended { last_failure, ..Ended::plain(verdict) }))
     }
-}
-
-/// Remembers that the plan's write may have had its effect.
-fn note_tried(plan: &Plan, snapshot: &Snapshot, tasks: &mut [Task]) {
-    for (fate, task) in plan.fates.iter().zip(tasks) {
-        if let Fate::Applies(applied) = fate
-            && task.tried.as_ref().is_none_or(|tried| tried.applied.recorded)
-        {
-            let at = task.tried.as_ref().map_or_else(Timestamp::now, |tried| tried.at);
-            task.tried = Some(Tried { at, applied: applied.clone(), version_before: snapshot.version.clone() });
-        }
-    }
-}
-
-fn refused(detail: &Detail) -> Rejection {
-    Rejection::new(Reason::RefusedByTarget, detail.to_string())
-}
-
-fn exhausted(task: &Task, attempt: u32, detail: &Detail) -> Verdict {
-    if task.may_have_been_applied() {
-        let text =
-            format!("a try may have been applied, and the target failed ever since, {attempt} attempts ({detail})");
-        return Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text));
-    }
-    let text = format!(
-        "the target failed at each of {attempt} attempts, or no further one ends before the deadline ({detail})"
-    );
-    Verdict::NotApplied(Rejection::new(Reason::AttemptsExhausted, text))
 }
 
 fn to_f64(count: usize) -> f64 {

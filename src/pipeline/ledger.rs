@@ -86,7 +86,7 @@ pub enum Found {
 }
 
 /// How far back the ledger does not reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LowWater {
     /// Insertion time of the newest record that had to go, in seconds since 1970.
     pub at: i64,
@@ -103,7 +103,7 @@ impl LowWater {
 }
 
 /// The ledger of one conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Ledger {
     /// Oldest first.
     records: Vec<Record>,
@@ -112,21 +112,21 @@ pub struct Ledger {
     sequences: Vec<(Mark, u64)>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Record {
     mark: Mark,
     at: i64,
     kind: Kind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
     Applied { base: Value },
     GivenUp { generation: u32, code: Reason },
 }
 
 /// The ledger has a form that this version does not know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("the ledger has a form that this version does not know")]
 pub struct Unreadable;
 

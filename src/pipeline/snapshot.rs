@@ -13,7 +13,7 @@ use crate::job::{Name, Scope, Version};
 pub type Variables = BTreeMap<Name, Value>;
 
 /// One conversation at one version.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Snapshot {
     /// The version that a write must name; `None` only where the target has none.
     pub version: Option<Version>,
@@ -27,7 +27,7 @@ pub struct Snapshot {
 }
 
 /// What is known of a conversation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Contents {
     /// Its version alone: enough for plain sets.
     VersionOnly,
@@ -41,7 +41,7 @@ pub enum Contents {
 }
 
 /// What is remembered of a conversation from before.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Known {
     /// The version that we saw or made last.
     pub version: Option<Version>,
@@ -66,6 +66,21 @@ impl Snapshot {
         let reset = known.is_some_and(|known| is_reset(known, version.as_ref(), value.is_some()));
         let reset = reset.then_some(now);
         Self { version, contents: Contents::Full { variables: Arc::new(variables), ledger }, fresh: true, reset }
+    }
+
+    /// A conversation of which the version alone is known; `None`: not even that, and the target has none.
+    #[must_use]
+    pub fn of_version(version: Option<Version>) -> Self {
+        Self { version, contents: Contents::VersionOnly, fresh: false, reset: None }
+    }
+
+    /// The ledger, where it is known and readable.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Ledger> {
+        match &self.contents {
+            Contents::Full { ledger: Ok(ledger), .. } => Some(ledger),
+            Contents::Full { ledger: Err(Unreadable), .. } | Contents::VersionOnly => None,
+        }
     }
 
     /// The variables, where they are known.

@@ -168,7 +168,8 @@ fn job_id(
 fn read_deadline(fields: &mut Fields, default: Duration, source: &Source<'_>) -> Result<Timestamp, Rejection> {
     match fields.text("deadline")? {
         Some(text) => {
-            let Ok(deadline) = text.parse::<Timestamp>() else {
+            let deadline = text.parse::<Timestamp>().ok().filter(|_| is_rfc3339(&text));
+            let Some(deadline) = deadline else {
                 return Err(violation(
                     "/deadline",
                     "is not an instant as RFC 3339 writes it, such as 2026-11-23T10:15:00Z",
@@ -185,6 +186,16 @@ fn read_deadline(fields: &mut Fields, default: Duration, source: &Source<'_>) ->
             Ok(start.checked_add(default).unwrap_or(Timestamp::MAX))
         }
     }
+}
+
+/// Whether a text that can be read as an instant has the form of RFC 3339 (§5.6). What else is read, such as an
+/// instant without seconds, the schema refuses, and so do other readers.
+fn is_rfc3339(text: &str) -> bool {
+    let (form, fraction) = text.split_at_checked(19).unwrap_or((text, ""));
+    let digits = form.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte.to_ascii_uppercase() });
+    let zone = fraction.strip_prefix('.').unwrap_or(fraction).trim_start_matches(|c: char| c.is_ascii_digit());
+    let offset = || zone.len() == 6 && zone.contains(':') && zone.get(1..3).is_some_and(|hours| hours < "24");
+    digits.eq(*b"0000-00-00T00:00:00") && (matches!(zone, "Z" | "z") || offset())
 }
 
 fn read_base_version(fields: &mut Fields) -> Result<Option<Version>, Rejection> {

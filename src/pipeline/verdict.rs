@@ -209,7 +209,7 @@ impl Verdict {
 }
 
 /// What happened to one variable of an applied job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyResult {
     /// It was written.

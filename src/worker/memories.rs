@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::job::ConversationId;
-use crate::pipeline::execute::Memory;
+use crate::pipeline::memory::Memory;
 
 /// Most conversations.
 const MAX_CONVERSATIONS: usize = 20_000;

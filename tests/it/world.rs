@@ -7,7 +7,7 @@ mod servers;
 mod target;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -209,6 +209,11 @@ impl World {
             [serde_json::Value::Array(items)] => items.clone(),
             _ => documents,
         }
+    }
+
+    /// The settings file, `settings.toml` in the world's directory.
+    pub fn settings(&self) -> &Path {
+        &self.settings
     }
 
     /// A directory in the world's directory.

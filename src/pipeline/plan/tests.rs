@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::*;
 use crate::config::Config;
+use crate::job::Version;
+use crate::pipeline::snapshot::Contents;
 use crate::pipeline::validate::{Source, validate};
 
 fn bot(more: &str) -> Bot {

@@ -1,0 +1,162 @@
+//! What a worker remembers of a conversation between batches. Pure: the present is a parameter.
+//!
+//! Good until it is contradicted, since every write is conditional: an old memory costs a conflict and no more.
+//! Nothing may be *concluded* from it without a write ([`super::plan::Plan::holds`]), so a remembered snapshot is
+//! never fresh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::evicted::Evicted;
+use super::ledger::{LowWater, Mark};
+use super::plan::{Fate, Plan};
+use super::snapshot::{Contents, Known, Snapshot};
+use crate::job::Version;
+
+/// How long a snapshot is good for a first plan.
+const SNAPSHOT_AGE: Duration = Duration::from_secs(30);
+/// Most jobs without a ledger entry that are remembered for the next one.
+const UNRECORDED: usize = 64;
+
+/// What is remembered of one conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Memory {
+    /// With the instant since which it is held.
+    snapshot: Option<(Snapshot, Timestamp)>,
+    known: Option<Known>,
+    unrecorded: Vec<Mark>,
+    evicted: Evicted,
+    /// When it was last noticed that the conversation was cleared.
+    reset: Option<Timestamp>,
+}
+
+impl Memory {
+    /// The version that the conversation has, as far as is known.
+    #[must_use]
+    pub fn version(&self) -> Option<&Version> {
+        self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.version.as_ref())
+    }
+
+    /// The last snapshot, if it is recent and has what is needed.
+    #[must_use]
+    pub fn recent(&self, needs_state: bool, now: Timestamp) -> Option<&Snapshot> {
+        let (snapshot, since) = self.snapshot.as_ref()?;
+        let recent = Duration::try_from(now.duration_since(*since)).is_ok_and(|age| age < SNAPSHOT_AGE);
+        (recent && (!needs_state || snapshot.variables().is_some())).then_some(snapshot)
+    }
+
+    /// What a read is compared with, to see whether the conversation was cleared.
+    #[must_use]
+    pub fn known(&self) -> Option<&Known> {
+        self.known.as_ref()
+    }
+
+    /// Jobs that were applied without an entry, and that a later job's entry must not overtake.
+    #[must_use]
+    pub fn unrecorded(&self) -> &[Mark] {
+        &self.unrecorded
+    }
+
+    /// What the ledger had to let go.
+    #[must_use]
+    pub fn evicted(&self) -> &Evicted {
+        &self.evicted
+    }
+
+    /// The reach of the snapshot's ledger, if it had evictions that are not all known here.
+    #[must_use]
+    pub fn missed_evictions(&self, snapshot: &Snapshot) -> Option<LowWater> {
+        let low = snapshot.ledger()?.low_water()?;
+        (!self.evicted.is_complete(Some(low))).then_some(low)
+    }
+
+    /// Takes over what others remember of the evictions.
+    pub fn recall(&mut self, evicted: Evicted) {
+        self.evicted = evicted;
+    }
+
+    /// Keeps what was read, and tells the snapshot of an earlier reset: it binds what was published before it.
+    pub fn remember(&mut self, snapshot: &mut Snapshot, now: Timestamp) {
+        self.reset = snapshot.reset.or(self.reset);
+        snapshot.reset = self.reset;
+        self.known = Some(snapshot.known());
+        if let Some(ledger) = snapshot.ledger() {
+            self.evicted.catch_up(ledger.low_water());
+        }
+        // The next plan on it may be of another batch: then it is no longer fresh.
+        self.snapshot = Some((Snapshot { fresh: false, ..snapshot.clone() }, now));
+    }
+
+    /// The snapshot was overtaken.
+    pub fn forget_snapshot(&mut self) {
+        self.snapshot = None;
+    }
+
+    /// Our own write got through: the conversation is what we knew, with the plan's changes. `marks` are those of
+    /// the plan's jobs; `version` is what the target told of the new version.
+    pub fn advance(
+        &mut self,
+        plan: &Plan,
+        snapshot: &Snapshot,
+        version: Option<&Version>,
+        marks: &[Mark],
+        ledger_key: &str,
+        now: Timestamp,
+    ) {
+        let known_before = self.known.take();
+        self.snapshot = None;
+        if let (Some(after), Some(before)) = (&plan.ledger, snapshot.ledger()) {
+            self.evicted.extend(before.low_water(), after.low_water(), &plan.evicted);
+        }
+        let had_ledger = plan.ledger.is_some() || known_before.is_some_and(|known| known.had_ledger);
+        if plan.ledger.is_some() {
+            self.unrecorded.clear();
+        } else {
+            let applied = plan.fates.iter().zip(marks).filter(|(fate, _)| matches!(fate, Fate::Applies(_)));
+            self.unrecorded.extend(applied.map(|(_, mark)| mark.clone()));
+            let surplus = self.unrecorded.len().saturating_sub(UNRECORDED);
+            self.unrecorded.drain(..surplus);
+        }
+        let Some(version) = version else { return };
+        self.known = Some(Known { version: Some(version.clone()), had_ledger });
+        let contents = match &snapshot.contents {
+            Contents::VersionOnly => Contents::VersionOnly,
+            Contents::Full { variables, ledger } => {
+                let mut variables = Arc::clone(variables);
+                let all = Arc::make_mut(&mut variables);
+                for change in plan.changes.iter().filter(|change| change.name.key != ledger_key) {
+                    match &change.value {
+                        Some(value) => all.insert(change.name.clone(), value.clone()),
+                        None => all.remove(&change.name),
+                    };
+                }
+                let ledger = plan.ledger.clone().map_or_else(|| ledger.clone(), Ok);
+                Contents::Full { variables, ledger }
+            }
+        };
+        let next = Snapshot { version: Some(version.clone()), contents, fresh: false, reset: self.reset };
+        self.snapshot = Some((next, now));
+    }
+
+    /// Bytes that it roughly takes, for the bound of the cache that holds it.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let variables = self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.variables());
+        let variables =
+            variables.map_or(0, |all| all.iter().map(|(name, value)| name.key.len() + 64 + weight(value)).sum());
+        256 + variables + 100 * self.evicted.len()
+    }
+}
+
+fn weight(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::Null | Value::Bool(_) => 32,
+        Value::Number(_) => 56,
+        Value::String(text) => 32 + text.len(),
+        Value::Array(items) => 32 + items.iter().map(weight).sum::<usize>(),
+        Value::Object(fields) => 32 + fields.iter().map(|(name, value)| 64 + name.len() + weight(value)).sum::<usize>(),
+    }
+}

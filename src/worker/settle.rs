@@ -1,0 +1,279 @@
+//! What comes of a batch: verdicts become outcome events and dead letters, failed attempts go onto the ladder, and
+//! each message is settled once that is confirmed.
+
+use std::sync::PoisonError;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::batch::{Context, Unsettled};
+use super::envelope::{AMBIGUOUS, Envelope};
+use super::outbox::Unconfirmed;
+use crate::broker::{Message, header};
+use crate::config;
+use crate::dead_letters::{self, Death, Owner};
+use crate::job::ConversationId;
+use crate::metrics as names;
+use crate::outcome::{Outcome, Subject, Timings};
+use crate::pipeline::endings::{Ended, Ending, Task};
+use crate::pipeline::execute::Cost;
+use crate::pipeline::validate::Invalid;
+use crate::pipeline::verdict::{Rejection, Verdict};
+use crate::retry;
+
+impl Context {
+    /// Publishes what came of a batch, and settles its messages. Returns those that stay unsettled.
+    pub(super) async fn settle(
+        &self,
+        conversation: &ConversationId,
+        tasks: Vec<Task>,
+        envelopes: Vec<Envelope>,
+        endings: Vec<Ending>,
+        work: Work,
+    ) -> Unsettled {
+        let mut unsettled = Unsettled::new();
+        let mut verdicts = Vec::new();
+        let mut rung = None;
+        for ((task, envelope), ending) in tasks.into_iter().zip(envelopes).zip(endings) {
+            match ending {
+                Ending::Verdict(ended) => {
+                    if work.on_ladder || task.attempts > 0 {
+                        self.ladder.step_off(&self.bot.config().name, conversation, &task.job.id).await;
+                    }
+                    verdicts.push(self.verdict(conversation, task, envelope, *ended, work));
+                }
+                Ending::Interrupted => unsettled.push(envelope),
+                Ending::Retry(detail) => {
+                    tracing::warn!(
+                        bot = self.bot.config().name, %conversation, job = %task.job.id,
+                        trace_id = detail.trace_id, "the target failed; the job waits: {detail}"
+                    );
+                    // All of a batch go onto the rung of the first, so that they keep their order.
+                    let rung = *rung.get_or_insert_with(|| self.rung(&task));
+                    let attempts = task.attempts + 1;
+                    unsettled.extend(self.climb(conversation, task, envelope, rung, attempts).await);
+                }
+            }
+        }
+        // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
+        // conversation's jobs, so that doing it again ends as it ended.
+        let mut published = verdicts.into_iter().map(|verdict| self.publish(verdict)).collect::<FuturesOrdered<_>>();
+        let mut unbroken = true;
+        while let Some((envelope, confirmed)) = published.next().await {
+            unbroken &= confirmed.is_ok();
+            match confirmed {
+                Ok(()) if unbroken => {
+                    let bot = self.bot.config().name.clone();
+                    metrics::histogram!(names::JOB_SECONDS, "bot" => bot).record(envelope.received.elapsed());
+                    // Where the channel is gone the job comes again, and gets this verdict again.
+                    let _ = envelope.receipt.ack().await;
+                }
+                Ok(()) | Err(Unconfirmed) => unsettled.push(envelope),
+            }
+        }
+        unsettled
+    }
+
+    fn rung(&self, task: &Task) -> usize {
+        match retry::next(&self.retry, task.attempts + 1, Timestamp::now(), task.job.deadline) {
+            retry::Next::Rung { index, .. } => index,
+            retry::Next::GiveUp => 0,
+        }
+    }
+
+    /// Puts a job onto a rung: place first, then publish, then ack.
+    pub(super) async fn climb(
+        &self,
+        conversation: &ConversationId,
+        task: Task,
+        envelope: Envelope,
+        rung: usize,
+        attempts: u32,
+    ) -> Option<Envelope> {
+        let bot = &self.bot.config().name;
+        let delay = self.retry.schedule.get(rung).or(self.retry.schedule.last()).copied().unwrap_or_default();
+        self.ladder.climb(bot, conversation, &task.job.id, rung, delay).await;
+        let mut message = envelope
+            .message
+            .republish()
+            .with_integer(header::ATTEMPT, u64::from(attempts))
+            .with_first_seen(envelope.first_seen)
+            .with_text(header::TRACEPARENT, &envelope.traceparent);
+        if task.may_have_been_applied() {
+            message = message.with_integer(AMBIGUOUS, 1);
+        }
+        metrics::counter!(names::JOB_RETRIES, "bot" => bot.clone(), "rung" => config::show_duration(delay))
+            .increment(1);
+        match self.outbox.rung(delay, bot, &message).await {
+            Ok(()) => {
+                // Where the channel is gone the job comes twice, and the ledger knows.
+                let _ = envelope.receipt.ack().await;
+                None
+            }
+            Err(Unconfirmed) => Some(envelope),
+        }
+    }
+
+    /// Everything about a verdict but its publication.
+    fn verdict(
+        &self,
+        conversation: &ConversationId,
+        task: Task,
+        envelope: Envelope,
+        ended: Ended,
+        work: Work,
+    ) -> Sealed {
+        let attempts = task.attempts + u32::from(work.cost.requests > 0 && !ended.repeat);
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(
+            task.mark.clone(),
+            task.generation,
+            ended.verdict.clone(),
+        );
+        let outcome = Outcome {
+            subject: Subject::Job(task.job.id.clone()),
+            conversation: Some(conversation.clone()),
+            verdict: ended.verdict,
+            time: Timestamp::now(),
+            repeat: ended.repeat,
+            keys: ended.applied.keys,
+            unresolved: ended.applied.unresolved,
+            templates: ended.applied.templates,
+            version_before: ended.version_before,
+            version_after: ended.version_after,
+            conflicts: work.cost.conflicts,
+            attempts,
+            batch_size: ended.batch_size,
+            request_bytes: ended.request_bytes,
+            generation: task.generation,
+            timings: Timings {
+                queued: work.started.saturating_duration_since(envelope.received),
+                budget: work.cost.waited,
+                api: work.cost.took,
+                total: envelope.received.elapsed(),
+            },
+            traceparent: envelope.traceparent.clone(),
+        };
+        let status = ended.last_failure.and_then(|detail| detail.status);
+        self.seal(outcome, envelope, status)
+    }
+
+    /// The end of a message that is no job.
+    pub async fn reject(&self, envelope: Envelope, invalid: Invalid) -> Option<Envelope> {
+        let elapsed = envelope.received.elapsed();
+        let outcome = Outcome {
+            subject: Subject::new(invalid.job_id, &envelope.message.body),
+            conversation: invalid.conversation,
+            verdict: Verdict::NotApplied(invalid.rejection),
+            time: Timestamp::now(),
+            repeat: false,
+            keys: Vec::new(),
+            unresolved: Vec::new(),
+            templates: Vec::new(),
+            version_before: None,
+            version_after: None,
+            conflicts: 0,
+            attempts: envelope.attempts(),
+            batch_size: 1,
+            request_bytes: 0,
+            generation: envelope.generation(),
+            timings: Timings { total: elapsed, ..Timings::default() },
+            traceparent: envelope.traceparent.clone(),
+        };
+        let (envelope, confirmed) = self.publish(self.seal(outcome, envelope, None)).await;
+        if confirmed.is_err() {
+            return Some(envelope);
+        }
+        // Where the channel is gone the message comes again, and is refused again.
+        let _ = envelope.receipt.ack().await;
+        None
+    }
+
+    fn seal(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Sealed {
+        let config = self.bot.config();
+        let bot = config.name.clone();
+        metrics::counter!(names::JOBS, "bot" => bot.clone(), "verdict" => outcome.verdict.as_str()).increment(1);
+        let letter = outcome.verdict.rejection().map(|rejection| {
+            metrics::counter!(names::JOB_REASONS, "bot" => bot.clone(), "reason" => rejection.code.as_str())
+                .increment(1);
+            tracing::info!(
+                bot,
+                conversation = outcome.conversation.as_ref().map(ConversationId::as_str).unwrap_or_default(),
+                job = outcome.subject.job_id().map(crate::job::JobId::as_str).unwrap_or_default(),
+                reason = rejection.code.as_str(),
+                pointer = rejection.pointer,
+                "{}: {}",
+                outcome.verdict.as_str(),
+                rejection.text
+            );
+            self.letter(&outcome, rejection, &envelope, last_status)
+        });
+        let (routing_key, event) = self.outbox.seal(config, &outcome);
+        Sealed { routing_key, event, letter, envelope }
+    }
+
+    fn letter(
+        &self,
+        outcome: &Outcome,
+        rejection: &Rejection,
+        envelope: &Envelope,
+        last_status: Option<u16>,
+    ) -> Message {
+        let bot = &self.bot.config().name;
+        let death = Death {
+            reason: rejection.code.as_str(),
+            text: &rejection.text,
+            certainty: Some(outcome.verdict.as_str()),
+            attempts: outcome.attempts,
+            first_seen: envelope.first_seen,
+            last_status,
+            trace_id: outcome.traceparent.split('-').nth(1),
+            generation: outcome.generation,
+            owner: Owner::Bot(bot),
+            now: outcome.time,
+        };
+        let letter = dead_letters::letter(&envelope.message, &death);
+        // A replay must know that the job may have been applied.
+        match outcome.verdict {
+            Verdict::Unknown(_) => letter.with_integer(AMBIGUOUS, 1),
+            Verdict::Applied | Verdict::NotApplied(_) => letter,
+        }
+    }
+
+    /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged.
+    async fn publish(&self, sealed: Sealed) -> (Envelope, Result<(), Unconfirmed>) {
+        let Sealed { routing_key, event, letter, envelope } = sealed;
+        let bot = &self.bot.config().name;
+        let confirmed = async {
+            self.outbox.outcome(&routing_key, &event).await?;
+            if let Some(letter) = &letter {
+                self.outbox.dead_letter(letter).await?;
+                let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
+                metrics::counter!(names::DEAD_LETTERS, "bot" => bot.clone(), "reason" => reason).increment(1);
+            }
+            Ok(())
+        };
+        let confirmed = confirmed.await;
+        (envelope, confirmed)
+    }
+}
+
+/// A verdict ready to be published.
+struct Sealed {
+    routing_key: String,
+    event: Message,
+    letter: Option<Message>,
+    envelope: Envelope,
+}
+
+/// What the outcomes of one batch share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work {
+    /// When its batch began.
+    pub started: Instant,
+    /// What it cost.
+    pub cost: Cost,
+    /// Whether somebody of the conversation is on the ladder.
+    pub on_ladder: bool,
+}
