@@ -36,6 +36,8 @@ pub enum Command {
     List(list::ListArgs),
     /// Prints one letter: headers, reason, body (with the values of its variables)
     Show(list::ShowArgs),
+    /// Prints letters with headers and bodies as JSON lines; bodies that are not text are in base64
+    Export(list::ExportArgs),
     /// Publishes letters once more, with the same id and the next replay generation
     ///
     /// Without ids and filters: all of them. A job that was applied after all is recognised by the worker and
@@ -109,9 +111,11 @@ impl Kind {
 pub async fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     let broker = Broker::start(&config.amqp, "context-injector dead-letters", CancellationToken::new());
     broker.connection_within(CONNECT_WAIT).await?;
+    broker.say_when_blocked();
     let done = match command {
         Command::List(args) => list::list(&args, &config, &broker).await,
         Command::Show(args) => list::show(&args, &config, &broker).await,
+        Command::Export(args) => list::export(&args, &config, &broker).await,
         Command::Replay(args) => replay::replay(args, &config, &broker).await,
     };
     broker.close().await;

@@ -144,6 +144,7 @@ async fn publish(
     let plan = topology::plan(config, Part::Worker);
     let broker = Broker::start_declaring(&config.amqp, "context-injector inject", plan, CancellationToken::new());
     broker.connection_within(CONNECT_WAIT).await?;
+    broker.say_when_blocked();
     let publisher = Publisher::new(&broker);
     let exchange = Names::new(&config.amqp.prefix).jobs();
     for some in good.chunks(TOGETHER) {

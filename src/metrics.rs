@@ -104,7 +104,7 @@ metrics! {
     REDIS_UP = "context_injector_redis_up", Kind::Gauge, Unit::Count,
         "1 while Redis is connected.";
     BROKER_UP = "context_injector_broker_up", Kind::Gauge, Unit::Count,
-        "1 while RabbitMQ is connected and takes messages.";
+        "1 while RabbitMQ is connected and takes messages; label connection.";
     BROKER_RECONNECTS = "context_injector_broker_reconnects_total", Kind::Counter, Unit::Count,
         "Connections to RabbitMQ that ended and were made again.";
 

@@ -56,20 +56,26 @@ impl Health {
 
     /// Keeps the part `rabbitmq` as the connection is, until `stop`.
     pub fn follow_broker(&self, broker: &Broker, stop: CancellationToken) {
+        self.follow_connection("rabbitmq", broker, stop);
+    }
+
+    /// The same under a name of its own, for a process with several connections: RabbitMQ blocks only those that
+    /// publish.
+    pub fn follow_connection(&self, part: &'static str, broker: &Broker, stop: CancellationToken) {
         let (health, mut state) = (self.clone(), broker.state());
-        health.set_broker(&state.borrow_and_update());
+        health.set_connection(part, &state.borrow_and_update());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             while state.changed().await.is_ok() {
-                health.set_broker(&state.borrow_and_update());
+                health.set_connection(part, &state.borrow_and_update());
             }
         }));
     }
 
-    fn set_broker(&self, state: &State) {
+    fn set_connection(&self, part: &'static str, state: &State) {
         let condition = condition_of(state);
         let up = u8::from(condition == Condition::Ready);
-        metrics::gauge!(crate::metrics::BROKER_UP).set(f64::from(up));
-        self.set("rabbitmq", condition);
+        metrics::gauge!(crate::metrics::BROKER_UP, "connection" => part).set(f64::from(up));
+        self.set(part, condition);
     }
 
     /// How all parts are now.

@@ -137,6 +137,23 @@ impl Broker {
         self.state.clone()
     }
 
+    /// Says on standard error when the broker takes no messages: for commands, which log nothing and would just
+    /// seem to hang.
+    pub fn say_when_blocked(&self) {
+        let mut state = self.state.clone();
+        let stop = self.stop.clone();
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            while let Ok(State::Blocked { reason }) =
+                state.wait_for(|state| matches!(state, State::Blocked { .. })).await.map(|state| state.clone())
+            {
+                eprintln!("waiting: RabbitMQ takes no messages at the moment ({reason})");
+                if state.wait_for(|state| !matches!(state, State::Blocked { .. })).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+
     /// Ends the loop and closes the connection (at most 2 s).
     pub async fn close(&self) {
         self.stop.cancel();
@@ -289,6 +306,12 @@ fn say_why(address: &config::SecretUrl, error: &lapin::Error) -> String {
             _ => format!("RabbitMQ at {address} ended the connection: {}", protocol.get_message()),
         },
         ErrorKind::IOError(error) => format!("cannot reach RabbitMQ at {address}: {error}"),
+        // Measured: lapin ends the connection at a short string that is not UTF-8.
+        ErrorKind::ParsingError(_) => format!(
+            "RabbitMQ at {address} sent what this client cannot read: most likely a message whose message id, \
+             correlation id, content type or header names are not UTF-8. Its queue's delivery limit takes it out in \
+             the end; look for it there with RabbitMQ's own tools"
+        ),
         ErrorKind::MissingHeartbeatError => format!("RabbitMQ at {address} was silent for too long"),
         _ => format!("no connection to RabbitMQ at {address}: {error}"),
     }

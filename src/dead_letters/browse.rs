@@ -14,16 +14,22 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::time::Instant;
 
 use crate::broker::topology::depth;
-use crate::broker::{Broker, Incoming, Options, Receipt, Subscription, subscribe};
+use crate::broker::{Broker, Incoming, Options, Receipt, State, Subscription, subscribe};
 
 /// Messages that a window holds.
 const WINDOW: u16 = 5_000;
 /// How long a window may be quiet before the queue is asked whether anything is left.
 const QUIET: Duration = Duration::from_millis(300);
+/// How long the command before this one, or one that was killed, may need until the broker has its messages back.
+const LEAVING: Duration = Duration::from_secs(3);
 /// How long a queue that says it has messages may deliver none.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long the reason of a lost connection is waited for.
+const SAY_WHY: Duration = Duration::from_secs(1);
 
 /// A look through one queue.
 pub(super) struct Browser<'a> {
@@ -43,9 +49,16 @@ impl<'a> Browser<'a> {
     /// Starts to look.
     pub(super) async fn open(broker: &'a Broker, queue: String) -> anyhow::Result<Self> {
         let connection = broker.connection().await;
-        let depth = depth(&connection, &queue).await.with_context(|| format!("cannot look at queue {queue:?}"))?;
-        let Some(depth) = depth else {
-            bail!("there is no queue {queue:?} in RabbitMQ; `context-injector topology apply` declares it");
+        let patient_until = Instant::now() + LEAVING;
+        let depth = loop {
+            let depth = depth(&connection, &queue).await.with_context(|| format!("cannot look at queue {queue:?}"))?;
+            let Some(depth) = depth else {
+                bail!("there is no queue {queue:?} in RabbitMQ; `context-injector topology apply` declares it");
+            };
+            if depth.consumers == 0 || Instant::now() >= patient_until {
+                break depth;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         };
         let (expected, others) = (depth.ready, depth.consumers);
         let options = Options { prefetch: WINDOW, tag: "dead-letters".to_owned(), from: None };
@@ -59,7 +72,9 @@ impl<'a> Browser<'a> {
         let mut silence = Duration::ZERO;
         while self.seen < self.expected {
             if self.left == WINDOW {
-                self.subscription.widen().await.context("the connection to RabbitMQ was lost; run it again")?;
+                if self.subscription.widen().await.is_err() {
+                    bail!("{}", self.why_it_ended().await);
+                }
                 self.left = 0;
             }
             match tokio::time::timeout(QUIET, self.subscription.next()).await {
@@ -67,9 +82,7 @@ impl<'a> Browser<'a> {
                     self.seen += 1;
                     return Ok(Some(incoming));
                 }
-                Ok(None) => bail!(
-                    "the connection to RabbitMQ was lost; nothing is lost with it, run the command again to go on"
-                ),
+                Ok(None) => bail!("{}", self.why_it_ended().await),
                 Err(_quiet) if self.is_drained().await? => break,
                 Err(_quiet) => silence += QUIET,
             }
@@ -94,6 +107,17 @@ impl<'a> Browser<'a> {
     /// Gives back all that was left, in its order.
     pub(super) async fn close(self) {
         self.subscription.close().await;
+    }
+
+    async fn why_it_ended(&self) -> String {
+        let mut state = self.broker.state();
+        // The connection is known to be gone a moment after its subscription.
+        let gone = state.wait_for(|state| matches!(state, State::Connecting { .. }));
+        let why = match tokio::time::timeout(SAY_WHY, gone).await.map(|state| state.map(|state| state.clone())) {
+            Ok(Ok(State::Connecting { why })) => why,
+            _ => format!("RabbitMQ ended the look into queue {:?}", self.queue),
+        };
+        format!("{why}. No message is lost by it; run the command again to go on")
     }
 
     async fn is_drained(&self) -> anyhow::Result<bool> {

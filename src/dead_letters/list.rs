@@ -48,6 +48,36 @@ pub struct ShowArgs {
     json: bool,
 }
 
+/// `dead-letters export`.
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// Which queue
+    #[arg(long, value_enum, default_value_t = Kind::Jobs)]
+    kind: Kind,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// Prints whole letters, one JSON object a line.
+pub(super) async fn export(args: &ExportArgs, config: &Config, broker: &Broker) -> anyhow::Result<ExitCode> {
+    let names = Names::new(&config.amqp.prefix);
+    let mut browser = Browser::open(broker, args.kind.queue(&names)).await?;
+    let now = Timestamp::now();
+    let mut out = std::io::BufWriter::new(std::io::stdout());
+    while let Some(incoming) = browser.next().await? {
+        let letter = Letter::read(args.kind, &names, &incoming);
+        if args.filter.matches(&letter, &incoming.message.body, now) {
+            writeln!(out, "{}", whole(&letter, &incoming.message)).context("cannot write to standard output")?;
+        }
+        browser.leave(incoming.receipt);
+    }
+    out.flush().context("cannot write to standard output")?;
+    let others = browser.others;
+    browser.close().await;
+    note_others(others);
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Prints counts by reason, then rows.
 pub(super) async fn list(args: &ListArgs, config: &Config, broker: &Broker) -> anyhow::Result<ExitCode> {
     let names = Names::new(&config.amqp.prefix);
