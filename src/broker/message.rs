@@ -23,6 +23,10 @@ pub mod header {
     pub const REPLAY_GENERATION: &str = "x-replay-generation";
     /// When we saw it first (text, RFC 3339).
     pub const FIRST_SEEN: &str = "x-first-seen";
+    /// When a replayed job was published first (text, RFC 3339); its `timestamp` is the replay's.
+    pub const FIRST_PUBLISHED: &str = "x-first-published";
+    /// An earlier attempt may have had its effect (integer).
+    pub const AMBIGUOUS: &str = "x-ambiguous";
     /// Reason code of a dead letter.
     pub const REASON: &str = "x-reason";
     /// The reason in a sentence.

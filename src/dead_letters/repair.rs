@@ -17,9 +17,6 @@ use crate::pipeline::merge::merge_patch;
 use crate::pipeline::validate::{Source, validate};
 use crate::pipeline::verdict::Reason;
 
-/// When a replayed job was published first (text, RFC 3339).
-const FIRST_PUBLISHED: &str = "x-first-published";
-
 /// What an operator changes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Repair {
@@ -95,8 +92,10 @@ pub(super) fn prepare(
             pointer: invalid.rejection.pointer,
         })?;
     }
-    if let Some(first) = message.timestamp().filter(|_| message.header(FIRST_PUBLISHED).is_none()) {
-        again = again.with_text(FIRST_PUBLISHED, &first.to_string());
+    if let Some(first) =
+        message.timestamp().or(message.first_seen()).filter(|_| message.header(header::FIRST_PUBLISHED).is_none())
+    {
+        again = again.with_text(header::FIRST_PUBLISHED, &first.to_string());
     }
     let generation = u64::from(message.replay_generation()) + 1;
     again = again.with_integer(header::REPLAY_GENERATION, generation).with_timestamp(now);

@@ -3,11 +3,8 @@
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::broker::{Incoming, Message, Receipt};
+use crate::broker::{Incoming, Message, Receipt, header};
 use crate::trace::{is_traceparent, new_traceparent};
-
-/// Header of ours: an earlier attempt may have had its effect.
-pub const AMBIGUOUS: &str = "x-ambiguous";
 
 /// One message and the duty to settle it.
 #[derive(Debug)]
@@ -47,6 +44,21 @@ impl Envelope {
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.message.replay_generation()
+    }
+
+    /// When the job was published, as far as its producer tells: of a replayed one, the first time.
+    #[must_use]
+    pub fn published(&self) -> Option<Timestamp> {
+        if self.generation() > 0 {
+            return self.message.text(header::FIRST_PUBLISHED)?.parse().ok();
+        }
+        self.message.timestamp()
+    }
+
+    /// Whether an earlier delivery may have had its effect without our knowing.
+    #[must_use]
+    pub fn is_uncertain(&self) -> bool {
+        self.redelivered || self.message.integer(header::AMBIGUOUS).is_some()
     }
 
     /// Whether an earlier delivery may have got anywhere.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{Context, Held, Unsettled};
-use super::envelope::{AMBIGUOUS, Envelope};
+use super::envelope::Envelope;
 use super::memories::Memories;
 use crate::admin::{Condition, Health};
 use crate::broker::topology::Names;
@@ -227,9 +227,9 @@ impl Intake {
                 let task = Task {
                     generation: envelope.generation(),
                     suspect: envelope.is_suspect(),
-                    published: message.timestamp(),
+                    published: envelope.published(),
                     attempts: envelope.attempts(),
-                    uncertain: envelope.redelivered || message.integer(AMBIGUOUS).is_some(),
+                    uncertain: envelope.is_uncertain(),
                     ..Task::new(job, &config.name, envelope.traceparent.clone())
                 };
                 self.lanes.push(task.job.conversation.clone(), Held { task, envelope });

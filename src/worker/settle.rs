@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::batch::{Context, Unsettled};
-use super::envelope::{AMBIGUOUS, Envelope};
+use super::envelope::Envelope;
 use super::outbox::Unconfirmed;
 use crate::broker::{Message, header};
 use crate::config;
@@ -102,7 +102,7 @@ impl Context {
             .with_first_seen(envelope.first_seen)
             .with_text(header::TRACEPARENT, &envelope.traceparent);
         if task.may_have_been_applied() {
-            message = message.with_integer(AMBIGUOUS, 1);
+            message = message.with_integer(header::AMBIGUOUS, 1);
         }
         metrics::counter!(names::JOB_RETRIES, "bot" => bot.clone(), "rung" => config::show_duration(delay))
             .increment(1);
@@ -236,7 +236,7 @@ impl Context {
         let letter = dead_letters::letter(&envelope.message, &death);
         // A replay must know that the job may have been applied.
         match outcome.verdict {
-            Verdict::Unknown(_) => letter.with_integer(AMBIGUOUS, 1),
+            Verdict::Unknown(_) => letter.with_integer(header::AMBIGUOUS, 1),
             Verdict::Applied | Verdict::NotApplied(_) => letter,
         }
     }
