@@ -33,6 +33,7 @@ mod relay;
 mod replays_dead_letters;
 mod resolves_conflicts;
 mod runbook_explains;
+mod runbook_explains;
 mod schemas_agree;
 mod settings_are_explained;
 mod shows_itself;
