@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::ledger::Mark;
 use super::plan::{Applied, Candidate, Fate, Plan};
 use super::snapshot::Snapshot;
-use super::verdict::{Reason, Rejection, Verdict};
+use super::verdict::{KeyResult, Reason, Rejection, Verdict};
 use crate::job::{Job, Version};
 use crate::retry;
 use crate::target::Detail;
@@ -156,15 +156,14 @@ pub fn conclude<'a>(
             ..Ended::plain(verdict)
         };
         match fate {
-            Fate::Applies(applied) => Ended { applied: applied.clone(), ..plain(Verdict::Applied, false) },
+            Fate::Applies(applied) => match &task.tried {
+                // A job without an entry that finds everything as it wants it: its ambiguous write got through.
+                Some(tried) if is_unchanged(applied) => tried_before(tried, plain(Verdict::Applied, false)),
+                _ => Ended { applied: applied.clone(), ..plain(Verdict::Applied, false) },
+            },
             // The ambiguous write was this batch's own: its first outcome, not a repeated one.
             Fate::Repeat => match &task.tried {
-                Some(tried) => Ended {
-                    applied: tried.applied.clone(),
-                    version_before: tried.version_before.clone(),
-                    version_after: None,
-                    ..plain(Verdict::Applied, false)
-                },
+                Some(tried) => tried_before(tried, plain(Verdict::Applied, false)),
                 None => plain(Verdict::Applied, true),
             },
             Fate::RefusedBefore(rejection) => plain(Verdict::NotApplied(rejection.clone()), true),
@@ -172,6 +171,14 @@ pub fn conclude<'a>(
             Fate::Unknown(rejection) => plain(Verdict::Unknown(rejection.clone()), false),
         }
     })
+}
+
+fn tried_before(tried: &Tried, ended: Ended) -> Ended {
+    Ended { applied: tried.applied.clone(), version_before: tried.version_before.clone(), version_after: None, ..ended }
+}
+
+fn is_unchanged(applied: &Applied) -> bool {
+    applied.keys.iter().all(|key| key.result == KeyResult::Unchanged)
 }
 
 /// Remembers that the plan's write may have had its effect.
@@ -262,4 +269,41 @@ pub fn panicked(task: &Task) -> Verdict {
         return Verdict::Unknown(Rejection::new(Reason::AmbiguousWrite, text));
     }
     Verdict::NotApplied(Rejection::new(Reason::Panicked, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::pipeline::validate::{Source, validate};
+
+    fn task() -> Task {
+        let settings = "[bots.b]\nbase_url = \"https://b.example.com\"\nclient_id = \"id\"\nclient_secret = \"s\"";
+        let bot = Config::parse(settings, []).unwrap().bots.remove("b").unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let body = br#"{"job_id":"j","conversation_id":"conv_1","variables":{"n":{"op":"increment"}}}"#;
+        let (message_id, content_encoding, published) = (None, None, None);
+        let source = Source { body, message_id, content_encoding, published, first_seen: now, now };
+        Task::new(validate(&bot, Duration::from_secs(60), &source).unwrap(), "b", String::new())
+    }
+
+    /// Each way out that may come after a request whose end nobody knows.
+    #[test]
+    fn not_applied_is_said_only_where_no_request_can_have_had_its_effect() {
+        let detail = Detail::default();
+        let ways: [(fn(&Task, &Detail) -> Verdict, Reason); 4] = [
+            (|task, detail| exhausted(task, 8, detail), Reason::AttemptsExhausted),
+            (|task, _| overrun(task), Reason::ConflictLimit),
+            (|task, _| panicked(task), Reason::Panicked),
+            (refused_for_good, Reason::RefusedByTarget),
+        ];
+        for (way, reason) in ways {
+            let clean = way(&task(), &detail);
+            assert!(matches!(&clean, Verdict::NotApplied(rejection) if rejection.code == reason), "{clean:?}");
+            let uncertain = way(&Task { uncertain: true, ..task() }, &detail);
+            assert!(matches!(&uncertain, Verdict::Unknown(rejection) if rejection.code == Reason::AmbiguousWrite));
+        }
+    }
 }

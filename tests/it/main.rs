@@ -33,7 +33,7 @@ mod relay;
 mod replays_dead_letters;
 mod resolves_conflicts;
 mod runbook_explains;
-mod runbook_explains;
+mod says_what_cannot_be_known;
 mod schemas_agree;
 mod settings_are_explained;
 mod shows_itself;
