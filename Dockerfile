@@ -11,8 +11,8 @@ FROM rust:${RUST_VERSION}-slim-trixie AS builder
 WORKDIR /build
 # The dependencies alone, against empty sources: built again only when they change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
-    && touch src/lib.rs tests/it/main.rs \
+RUN mkdir -p src tests/it tests/model \
+    && touch src/lib.rs tests/it/main.rs tests/model/main.rs \
     && echo 'fn main() {}' >src/main.rs \
     && cargo build --release --locked \
     && rm -r src tests
@@ -21,8 +21,8 @@ COPY schemas schemas
 COPY src src
 COPY deploy/image/config.toml /image/etc/context-injector/config.toml
 # cargo goes by time stamps, and the sources' may be older than those of the empty ones.
-RUN mkdir -p tests/it /image/usr/local/bin /image/etc/ssl/certs \
-    && touch tests/it/main.rs src/lib.rs src/main.rs \
+RUN mkdir -p tests/it tests/model /image/usr/local/bin /image/etc/ssl/certs \
+    && touch tests/it/main.rs tests/model/main.rs src/lib.rs src/main.rs \
     && cargo build --release --locked \
     && cp target/release/context-injector /image/usr/local/bin/ \
     && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/
