@@ -26,7 +26,7 @@ mod injects_directly;
 mod injects_jobs;
 mod leaves_nothing_behind;
 mod looks_into_dead_letters;
-mod papers_are_true;
+mod map_is_true;
 mod readme_is_true;
 mod rejects_bad_input;
 mod relay;

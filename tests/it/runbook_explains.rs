@@ -1,9 +1,10 @@
-//! The runbook explains every reason code that there is, and none that there is not; its links lead somewhere, and
-//! what it tells people to type can be typed.
+//! The runbook explains every reason code and metric that there is, and none that there is not; its links lead
+//! somewhere, and what it tells people to type can be typed.
 
 use std::collections::BTreeSet;
 
 use context_injector::pipeline::verdict::Reason;
+use context_injector::relay::decision::Reason as Dead;
 
 use crate::world::run_to_end;
 
@@ -29,6 +30,34 @@ fn every_reason_code_has_its_heading_with_meaning_check_and_remedy() {
     let headings = section("## Reason codes").lines().filter_map(|line| line.strip_prefix("### "));
     let codes: Vec<_> = headings.map(|heading| heading.trim_matches('`')).collect();
     assert_eq!(codes, Reason::ALL.map(Reason::as_str), "in the order of the list, each once");
+}
+
+#[test]
+fn every_metric_has_its_row_and_alerts_are_on_no_other() {
+    let names = |text: &'static str| {
+        let found = text.match_indices("context_injector_").map(|(at, _)| {
+            let end = text[at..].find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(text.len() - at);
+            &text[at..at + end]
+        });
+        found.filter(|name| *name != "context_injector_").collect::<BTreeSet<_>>()
+    };
+    let code = include_str!("../../src/metrics.rs").split("#[cfg(test)]").next().unwrap();
+    let known = names(code);
+    assert!(known.len() > 30, "{known:?}");
+    let rows = section("## Metrics");
+    for name in &known {
+        assert!(rows.contains(&format!("\n| `{name}` |")), "{name} has no row");
+    }
+    for name in names(RUNBOOK) {
+        assert!(known.contains(name.trim_end_matches("_bucket")), "the runbook has {name}, the program has not");
+    }
+}
+
+#[test]
+fn every_reason_of_a_dead_webhook_has_its_row() {
+    for reason in [Dead::RefusedByReceiver, Dead::AttemptsExhausted, Dead::NotAnEvent] {
+        assert!(section("## Webhooks").contains(&format!("\n| `{}` |", reason.code())), "{}", reason.code());
+    }
 }
 
 #[test]
