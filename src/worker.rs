@@ -79,6 +79,7 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     let taking = Broker::start_declaring(&config.amqp, "context-injector worker", plan, done.clone());
     let publishing = Broker::start(&config.amqp, "context-injector outcomes", done.clone());
     health.follow_broker(&taking, done.clone());
+    health.follow_connection("rabbitmq-outcomes", &publishing, done.clone());
     let redis = RedisLink::start(&config.redis)?;
     tokio::spawn(follow_redis(Arc::clone(&redis), health.clone(), config.redis.url.clone()));
 

@@ -293,17 +293,12 @@ mod tests {
     #[test]
     fn not_applied_is_said_only_where_no_request_can_have_had_its_effect() {
         let detail = Detail::default();
-        let ways: [(fn(&Task, &Detail) -> Verdict, Reason); 4] = [
-            (|task, detail| exhausted(task, 8, detail), Reason::AttemptsExhausted),
-            (|task, _| overrun(task), Reason::ConflictLimit),
-            (|task, _| panicked(task), Reason::Panicked),
-            (refused_for_good, Reason::RefusedByTarget),
-        ];
-        for (way, reason) in ways {
-            let clean = way(&task(), &detail);
-            assert!(matches!(&clean, Verdict::NotApplied(rejection) if rejection.code == reason), "{clean:?}");
-            let uncertain = way(&Task { uncertain: true, ..task() }, &detail);
-            assert!(matches!(&uncertain, Verdict::Unknown(rejection) if rejection.code == Reason::AmbiguousWrite));
-        }
+        let ends =
+            |task: &Task| [exhausted(task, 8, &detail), overrun(task), panicked(task), refused_for_good(task, &detail)];
+        let codes = |ends: [Verdict; 4]| ends.map(|verdict| (verdict.as_str(), verdict.rejection().unwrap().code));
+        let clean = [Reason::AttemptsExhausted, Reason::ConflictLimit, Reason::Panicked, Reason::RefusedByTarget];
+        assert_eq!(codes(ends(&task())), clean.map(|code| ("not_applied", code)));
+        let uncertain = Task { uncertain: true, ..task() };
+        assert_eq!(codes(ends(&uncertain)), [("unknown", Reason::AmbiguousWrite); 4]);
     }
 }
