@@ -13,6 +13,7 @@ mod consumer;
 mod message;
 mod publisher;
 pub mod topology;
+mod wire;
 
 pub use connection::{Broker, State, Unreachable};
 pub use consumer::{Incoming, Offset, Options, Receipt, SettleError, Subscription, subscribe};
