@@ -42,3 +42,4 @@ mod starts_without_services;
 mod takes_over;
 mod topology_differs;
 mod unroutable_waits;
+mod verifies_the_audit;
