@@ -19,7 +19,7 @@ mod endpoint;
 mod reader;
 
 pub use address::{SecretUrl, below, show_host};
-pub use bot::{Bot, Dialect, LedgerMode};
+pub use bot::{Bot, Dialect, LedgerMode, MergeSemantics};
 pub use command::{Command, run};
 pub use endpoint::{Endpoint, EndpointKind};
 pub(crate) use reader::parse_duration;

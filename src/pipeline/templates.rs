@@ -76,6 +76,14 @@ impl Template {
         Self { parts }
     }
 
+    /// The paths of its placeholders, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Placeholder { path, .. } => Some(path.as_str()),
+        })
+    }
+
     /// The text that the state makes of it, at most `limit` bytes. `look_up` tells the value of a key in a scope;
     /// reserved variables have none.
     ///
