@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::topology::{self, Declaration};
+use super::wire;
 use crate::config;
 
 /// Asked of the broker, in seconds.
@@ -209,7 +210,7 @@ impl Keeper {
     async fn open(&self) -> Result<Arc<Connection>, String> {
         let uri = address_of(&self.address).map_err(|error| format!("amqp.url cannot be used: {error}"))?;
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
-        let opening = Connection::connect_uri(uri, properties);
+        let opening = wire::connect(uri, properties);
         let connection = match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok(connection)) => Arc::new(connection),
             Ok(Err(error)) => return Err(say_why(&self.address, &error)),
@@ -306,12 +307,7 @@ fn say_why(address: &config::SecretUrl, error: &lapin::Error) -> String {
             _ => format!("RabbitMQ at {address} ended the connection: {}", protocol.get_message()),
         },
         ErrorKind::IOError(error) => format!("cannot reach RabbitMQ at {address}: {error}"),
-        // Measured: lapin ends the connection at a short string that is not UTF-8.
-        ErrorKind::ParsingError(_) => format!(
-            "RabbitMQ at {address} sent what this client cannot read: most likely a message whose message id, \
-             correlation id, content type or header names are not UTF-8. Its queue's delivery limit takes it out in \
-             the end; look for it there with RabbitMQ's own tools"
-        ),
+        ErrorKind::ParsingError(_) => format!("RabbitMQ at {address} sent what this client cannot read"),
         ErrorKind::MissingHeartbeatError => format!("RabbitMQ at {address} was silent for too long"),
         _ => format!("no connection to RabbitMQ at {address}: {error}"),
     }

@@ -28,6 +28,8 @@ pub struct Bot {
     pub api_key: Option<SecretString>,
     /// The user whose session is written (`cognigy-v2`); empty: the conversation's id.
     pub user_id: String,
+    /// The source whose budget it shares; empty: none.
+    pub source: String,
     /// Requests per second over all workers.
     pub requests_per_second: u32,
     /// Requests at once after a pause.
@@ -162,7 +164,12 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Bot {
         client_id,
         client_secret,
         api_key,
+<<<<<<< HEAD
         user_id,
+=======
+        user_id: section.text("user_id"),
+        source: section.text("source"),
+>>>>>>> main
         requests_per_second: section.integer("requests_per_second", 1..=100_000),
         burst: section.integer("burst", 1..=10_000),
         concurrency: u16::try_from(concurrency).unwrap_or(u16::MAX),

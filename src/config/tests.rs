@@ -147,3 +147,15 @@ fn endpoints_are_checked() {
     assert!(text.contains("endpoints.crm.allow_networks: \"10.0.0/8\" is not a network"), "{text}");
     assert!(!text.contains("t0ken"), "{text}");
 }
+
+#[test]
+fn bots_share_the_budget_of_a_source_that_exists() {
+    let shared = format!("{BOT}source = \"cloud\"\n[sources.cloud]\nrequests = 500");
+    let config = parse(&shared, &[]).unwrap();
+    let source = &config.sources["cloud"];
+    assert_eq!((config.bots["default"].source.as_str(), source.requests), ("cloud", 500));
+    assert_eq!(source.per, Duration::from_secs(300), "the default of what is not said");
+    assert!(parse(BOT, &[]).unwrap().sources.is_empty());
+    let text = refusal(&format!("{BOT}source = \"clowd\"\n[sources.cloud]"), &[]);
+    assert!(text.contains("bots.default.source: \"clowd\" is no source; add a section [sources.clowd]"), "{text}");
+}

@@ -28,6 +28,7 @@ mod leaves_nothing_behind;
 mod looks_into_dead_letters;
 mod map_is_true;
 mod readme_is_true;
+mod reads_illegible_messages;
 mod rejects_bad_input;
 mod relay;
 mod replays_dead_letters;
