@@ -164,12 +164,8 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Bot {
         client_id,
         client_secret,
         api_key,
-<<<<<<< HEAD
         user_id,
-=======
-        user_id: section.text("user_id"),
         source: section.text("source"),
->>>>>>> main
         requests_per_second: section.integer("requests_per_second", 1..=100_000),
         burst: section.integer("burst", 1..=10_000),
         concurrency: u16::try_from(concurrency).unwrap_or(u16::MAX),
