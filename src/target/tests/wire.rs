@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{ID, applied, bot, conversation, failed};
-use crate::job::Scope;
+use super::{ID, bot, conversation, failed};
 use crate::target::*;
 
 /// A server that answers each connection's first request with a text, and keeps what it was sent.
