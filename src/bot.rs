@@ -272,7 +272,7 @@ impl Bot {
     /// What an answer means for the requests after it.
     async fn learn(&self, permit: Permit<'_>, failure: Option<&Failure>) {
         match failure {
-            None | Some(Failure::NotFound(_) | Failure::Refused(_)) => {
+            None | Some(Failure::NotFound(_) | Failure::Refused(_) | Failure::HalfDone(_)) => {
                 self.pauses().in_a_row = 0;
                 permit.report(Sign::Healthy);
             }

@@ -12,6 +12,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use toml::Table;
 use url::Url;
 
+use crate::audit::checkpoint::{self, Notary};
+
 mod address;
 mod bot;
 mod command;
@@ -20,7 +22,7 @@ mod layers;
 mod reader;
 
 pub use address::{SecretUrl, below, show_host};
-pub use bot::{Bot, Dialect, LedgerMode};
+pub use bot::{Bot, Dialect, LedgerMode, MergeSemantics};
 pub use command::{Command, run};
 pub use endpoint::{Endpoint, EndpointKind};
 use layers::Layers;
@@ -112,6 +114,8 @@ pub struct Audit {
     pub max_bytes: u64,
     /// Key of the digests of values.
     pub digest_key: Option<SecretString>,
+    /// Signs checkpoints of the chain; without it there are none.
+    pub notary: Option<Notary>,
 }
 
 impl Audit {
@@ -309,10 +313,19 @@ fn read_audit(section: &Section<'_>) -> Audit {
     if digest_key.as_ref().is_some_and(|key| key.expose_secret().len() < 32) {
         section.problem("digest_key", "is shorter than 32 bytes (it is not shown)");
     }
+    let every = u64::from(section.integer("checkpoint_every", 1..=1_000_000_000));
+    let notary = section.secret("signing_key").and_then(|pem| match checkpoint::private_key(pem.expose_secret()) {
+        Ok(key) => Some(Notary { key, every }),
+        Err(error) => {
+            section.problem("signing_key", error.to_string());
+            None
+        }
+    });
     Audit {
         max_age: section.duration("max_age", Duration::from_secs(60)..=days(3_650)),
         max_bytes: section.bytes("max_bytes"),
         digest_key,
+        notary,
     }
 }
 

@@ -91,7 +91,12 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     let (halt, give_up) = (CancellationToken::new(), CancellationToken::new());
     let names = Names::new(&config.amqp.prefix);
     let digest_key = config.audit.digest_key_or_random();
-    let outbox = Arc::new(Outbox::new(Publisher::new(&publishing), names.clone(), digest_key, give_up.clone()));
+    let notary = config.audit.notary.clone();
+    if notary.is_none() {
+        tracing::info!("audit.signing_key is not set: the audit chain has no signed checkpoints");
+    }
+    let publisher = Publisher::new(&publishing);
+    let outbox = Arc::new(Outbox::new(publisher, names.clone(), digest_key, notary, give_up.clone()));
     let ladder = Arc::new(Ladder::new(Arc::clone(&redis)));
     let sources = Sources::new(&config, &redis);
     let (mut intakes, mut seats) = (JoinSet::new(), Vec::new());
@@ -126,6 +131,7 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     while let Some(ended) = intakes.join_next().await {
         ended.context("an intake ended by itself")?;
     }
+    outbox.close().await;
     if let Some(relay) = relay {
         relay.await.context("the relay ended by itself")?;
     }

@@ -32,6 +32,29 @@ fn the_shipped_defaults_are_the_design() {
 }
 
 #[test]
+fn cognigy_v2_has_defaults_of_its_own_and_settings_that_are_its_own() {
+    let v2 = BOT.replace("client_id", "dialect = \"cognigy-v2\"\nclient_id");
+    let config = parse(&v2, &[]).unwrap();
+    let bot = &config.bots["default"];
+    assert_eq!((bot.requests_per_second, bot.max_payload_bytes, bot.max_value_bytes), (3, 60_000, 10_240));
+    assert_eq!(bot.token_url.as_str(), "https://bot.example.com/auth/oauth2/token");
+    assert!(config.show().contains("requests_per_second = 3\n"), "{}", config.show());
+    let given = parse(&format!("{v2}requests_per_second = 50"), &[]).unwrap();
+    assert_eq!(given.bots["default"].requests_per_second, 50);
+    for (more, part) in [
+        ("ledger = \"always\"", "bots.default.ledger: \"always\" is not possible with cognigy-v2"),
+        ("conversation_id_pattern = '(?<usr>.+)'", "has a group \"usr\""),
+        ("conversation_id_pattern = '(?<user>.+)'\nuser_id = \"u\"", "bots.default.user_id: is set together"),
+        ("merge_semantics = \"some\"", "is not one of \"undeclared\", \"shallow\", \"deep\""),
+    ] {
+        let text = refusal(&format!("{v2}{more}"), &[]);
+        assert!(text.contains(part), "{text}");
+    }
+    let text = refusal(&format!("{BOT}merge_semantics = \"deep\""), &[]);
+    assert!(text.contains("belongs to the dialect cognigy-v2"), "{text}");
+}
+
+#[test]
 fn environment_wins_over_the_file_and_makes_bots() {
     let config = parse(
         BOT,
