@@ -159,3 +159,13 @@ fn bots_share_the_budget_of_a_source_that_exists() {
     let text = refusal(&format!("{BOT}source = \"clowd\"\n[sources.cloud]"), &[]);
     assert!(text.contains("bots.default.source: \"clowd\" is no source; add a section [sources.clowd]"), "{text}");
 }
+
+#[test]
+fn the_settings_in_deploy_can_be_used() {
+    let secrets = include_str!("../../deploy/kubernetes/secrets.env");
+    let secrets = secrets.lines().filter_map(|line| line.split_once('=')).collect::<Vec<_>>();
+    let config = parse(include_str!("../../deploy/kubernetes/settings.toml"), &secrets).unwrap();
+    assert_eq!((config.amqp.url.to_string().as_str(), config.bots.len()), ("amqps://rabbitmq.example.com:5671", 1));
+    let addresses = [("AMQP_URL", "amqp://rabbitmq"), ("REDIS_URL", "redis://redis")];
+    parse(include_str!("../../deploy/compose/settings.toml"), &addresses).unwrap();
+}
