@@ -44,7 +44,7 @@ pub struct Record {
     pub status: Option<u16>,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
-    /// What became of the event: `delivered`, `later`, `parked`, `disabled`, `dead`.
+    /// What became of the event: `delivered`, `later`, `held`, `parked`, `disabled`, `dead`.
     pub fate: String,
     /// Why, in a sentence; empty for a success.
     pub reason: String,
@@ -63,6 +63,7 @@ impl Record {
         let fate_word = match fate {
             Fate::Delivered => "delivered",
             Fate::Later(_) => "later",
+            Fate::Held(_) => "held",
             Fate::Parked => "parked",
             Fate::Disable => "disabled",
             Fate::Dead(Reason::AttemptsExhausted | Reason::NotAnEvent | Reason::RefusedByReceiver) => "dead",

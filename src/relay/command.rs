@@ -18,6 +18,7 @@ use super::decision::explain_ending;
 use super::delivery::{Ending, Receiver};
 use super::event::Event;
 use super::gate::Disabled;
+use super::held::Held;
 use super::memory::Memory;
 use super::signature::{Signer, pair_secret, shared_secret};
 use crate::broker::Broker;
@@ -60,7 +61,7 @@ pub enum Command {
         /// Its name in the settings
         name: String,
     },
-    /// Ends being disabled, and probes a broken endpoint at once
+    /// Ends being disabled, and tries a broken or held endpoint at once
     Enable {
         /// Its name in the settings
         name: String,
@@ -138,7 +139,7 @@ impl Known {
         if let Err(unusable) = Receiver::new(endpoint) {
             return ("unusable", unusable.to_string());
         }
-        let Some((disabled, breakers)) = &self.remembered else { return ("unknown", String::new()) };
+        let Some(Remembered { disabled, breakers, held }) = &self.remembered else { return ("unknown", String::new()) };
         if let Some(Disabled { since, reason }) = disabled.get(&endpoint.name) {
             return ("disabled", format!("{reason} (since {since:.0})"));
         }
@@ -147,7 +148,13 @@ impl Known {
                 ("broken", format!("it does not take events; left alone {openings} time(s), probed again later"))
             }
             Some(_) => ("recovering", "it takes events again, a few at a time".to_owned()),
-            None => ("active", String::new()),
+            None => match held.get(&endpoint.name) {
+                Some(Held { event, tries, until_ms, .. }) => {
+                    let due = Timestamp::from_millisecond(*until_ms).unwrap_or_default();
+                    ("held", format!("{event} failed {tries} time(s) and holds the later ones; due {due:.0}"))
+                }
+                None => ("active", String::new()),
+            },
         }
     }
 
@@ -156,12 +163,19 @@ impl Known {
     }
 }
 
-type Remembered = (HashMap<String, Disabled>, HashMap<String, Saved>);
+struct Remembered {
+    disabled: HashMap<String, Disabled>,
+    breakers: HashMap<String, Saved>,
+    held: HashMap<String, Held>,
+}
 
 async fn remembered(config: &Config) -> anyhow::Result<Remembered> {
     let memory = memory(config)?;
-    let cannot_ask = |error| cannot_ask(config, &error);
-    Ok((memory.disabled().await.map_err(cannot_ask)?, memory.breakers().await.map_err(cannot_ask)?))
+    let asking = async {
+        let (disabled, breakers, held) = (memory.disabled().await?, memory.breakers().await?, memory.held().await?);
+        Ok(Remembered { disabled, breakers, held })
+    };
+    asking.await.map_err(|error| cannot_ask(config, &error))
 }
 
 fn memory(config: &Config) -> anyhow::Result<Memory> {
@@ -360,7 +374,7 @@ async fn enable(config: &Config, endpoint: &Endpoint) -> anyhow::Result<ExitCode
     if was_disabled {
         println!("{name} is enabled; a running relay delivers its events from now on.");
     } else {
-        println!("{name} was not disabled; if it is broken, a running relay probes it now.");
+        println!("{name} was not disabled; if it is broken or held, a running relay tries it now.");
     }
     if let Err(unusable) = Receiver::new(endpoint) {
         println!("It still cannot be used: {unusable}.");

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::State;
 use super::gate::{Disabled, Gate};
+use super::held::Held;
 use super::memory::Gates;
 use crate::admin::{Condition, Health};
 use crate::broker::Broker;
@@ -59,7 +60,11 @@ impl Watch {
             return Some(format!("{endpoint} is disabled: {reason}"));
         }
         let (state, _) = gate.breaker();
-        (state == State::Open).then(|| format!("{endpoint} is broken and left alone for a while"))
+        if state == State::Open {
+            return Some(format!("{endpoint} is broken and left alone for a while"));
+        }
+        let Held { event, tries, .. } = gate.held()?;
+        Some(format!("{endpoint} is ordered, and the event {event} before the others failed {tries} time(s)"))
     }
 
     fn condition(&self) -> Condition {

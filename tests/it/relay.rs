@@ -25,6 +25,7 @@ use crate::support::{amqp_url, unique_prefix, within};
 
 mod isolates;
 mod operators;
+mod orders;
 mod reacts;
 mod survives;
 
@@ -198,6 +199,10 @@ impl Room {
     async fn restart_relay(&mut self) {
         self.stop.cancel();
         within("the relay stops", &mut self.relay).await.unwrap();
+        self.start_relay();
+    }
+
+    fn start_relay(&mut self) {
         self.stop = CancellationToken::new();
         self.relay = serve(&self.config, &self.broker, &self.stop);
     }
