@@ -19,6 +19,7 @@ use crate::breaker::{Admission, Breaker, Pass, Phase, Settings, Sign};
 use crate::config;
 use crate::job::{ConversationId, Version};
 use crate::limiter::Limiter;
+use crate::limiter::meter::Meter;
 use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::target::{Failure, Read, SetUpError, Target, Write};
@@ -99,13 +100,17 @@ pub struct Spent<T> {
 }
 
 impl Bot {
-    /// A bot ready for work; nothing is sent yet.
+    /// A bot ready for work; nothing is sent yet. `source` is the budget that it shares with other bots.
     ///
     /// # Errors
     /// [`SetUpError`].
-    pub fn new(config: config::Bot, redis: Arc<RedisLink>) -> Result<Arc<Self>, SetUpError> {
+    pub fn new(
+        config: config::Bot,
+        redis: Arc<RedisLink>,
+        source: Option<Arc<Meter>>,
+    ) -> Result<Arc<Self>, SetUpError> {
         let target = Target::new(&config)?;
-        let limiter = Limiter::new(&config, redis);
+        let limiter = Limiter::new(&config, redis, source);
         let breaker = Mutex::new(Breaker::new(Settings::of_bot(&config)));
         Ok(Arc::new(Self { config, target, limiter, breaker, changed: Notify::new(), pauses: Mutex::default() }))
     }
@@ -267,7 +272,7 @@ impl Bot {
     /// What an answer means for the requests after it.
     async fn learn(&self, permit: Permit<'_>, failure: Option<&Failure>) {
         match failure {
-            None | Some(Failure::NotFound(_) | Failure::Refused(_)) => {
+            None | Some(Failure::NotFound(_) | Failure::Refused(_) | Failure::HalfDone(_)) => {
                 self.pauses().in_a_row = 0;
                 permit.report(Sign::Healthy);
             }

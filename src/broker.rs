@@ -18,4 +18,4 @@ mod wire;
 pub use connection::{Broker, State, Unreachable};
 pub use consumer::{Incoming, Offset, Options, Receipt, SettleError, Subscription, subscribe};
 pub use message::{Message, header};
-pub use publisher::{Mandatory, PublishError, Publisher};
+pub use publisher::{Confirm, Mandatory, PublishError, Publisher};

@@ -3,7 +3,7 @@
 //! is a sentence that names it, its value and what is allowed.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -16,14 +16,16 @@ mod address;
 mod bot;
 mod command;
 mod endpoint;
+mod layers;
 mod reader;
 
 pub use address::{SecretUrl, below, show_host};
-pub use bot::{Bot, Dialect, LedgerMode};
+pub use bot::{Bot, Dialect, LedgerMode, MergeSemantics};
 pub use command::{Command, run};
 pub use endpoint::{Endpoint, EndpointKind};
+use layers::Layers;
 pub(crate) use reader::parse_duration;
-use reader::{ENV_PREFIX, Environment, Section};
+use reader::{Environment, Section};
 pub use reader::{Problem, show_duration};
 
 /// The annotated defaults, as shipped.
@@ -46,6 +48,8 @@ pub struct Config {
     pub retry: Retry,
     /// The relay.
     pub relay: Relay,
+    /// Budgets that several bots share, by name.
+    pub sources: BTreeMap<String, Source>,
     /// The bots by name.
     pub bots: BTreeMap<String, Bot>,
     /// The webhook receivers by name.
@@ -141,6 +145,15 @@ pub struct Relay {
     pub breaker_open_max: Duration,
 }
 
+/// A budget that several bots share: the platform counts requests by the address that they come from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Requests in every window.
+    pub requests: u32,
+    /// The length of the window.
+    pub per: Duration,
+}
+
 /// Settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -164,9 +177,6 @@ fn show_problems(problems: &[Problem]) -> String {
     let lines = problems.iter().map(|problem| format!("{}: {}", problem.setting, problem.text));
     lines.collect::<Vec<_>>().join("\n       ")
 }
-
-/// Names that `context.jobs.<bot>` and `context.webhooks.<endpoint>` would share with our own queues.
-const RESERVED_NAMES: [&str; 4] = ["dead", "quarantine", "unroutable", "retry"];
 
 impl Config {
     /// Reads the file (none: the defaults), the environment and the secret files.
@@ -192,7 +202,7 @@ impl Config {
     pub fn parse(text: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let user: Table = text.parse().map_err(|error: toml::de::Error| Error::Syntax(syntax_error(text, &error)))?;
         let defaults: Table = DEFAULTS.parse().map_err(|error: toml::de::Error| Error::Syntax(error.to_string()))?;
-        let source = Source {
+        let layers = Layers {
             user: &user,
             defaults: &defaults,
             environment: &Environment::new(variables),
@@ -200,20 +210,30 @@ impl Config {
         };
         let mut effective = Table::new();
         let config = Self {
-            amqp: source.section(&mut effective, "amqp", read_amqp),
-            redis: source.section(&mut effective, "redis", read_redis),
-            admin: source.section(&mut effective, "admin", read_admin),
-            log: source.section(&mut effective, "log", read_log),
-            audit: source.section(&mut effective, "audit", read_audit),
-            retry: source.section(&mut effective, "retry", read_retry),
-            relay: source.section(&mut effective, "relay", read_relay),
-            bots: source.named(&mut effective, "bots", "default", bot::read),
-            endpoints: source.named(&mut effective, "endpoints", "example", endpoint::read),
+            amqp: layers.section(&mut effective, "amqp", read_amqp),
+            redis: layers.section(&mut effective, "redis", read_redis),
+            admin: layers.section(&mut effective, "admin", read_admin),
+            log: layers.section(&mut effective, "log", read_log),
+            audit: layers.section(&mut effective, "audit", read_audit),
+            retry: layers.section(&mut effective, "retry", read_retry),
+            relay: layers.section(&mut effective, "relay", read_relay),
+            sources: layers.named(&mut effective, "sources", "example", read_source),
+            bots: layers.named(&mut effective, "bots", "default", bot::read),
+            endpoints: layers.named(&mut effective, "endpoints", "example", endpoint::read),
             effective: Table::new(),
         };
-        source.report_unknown();
-        let problems = source.problems.take();
+        config.check_sources(&layers);
+        layers.report_unknown();
+        let problems = layers.problems.take();
         if problems.is_empty() { Ok(Self { effective, ..config }) } else { Err(Error::Wrong(problems)) }
+    }
+
+    fn check_sources(&self, layers: &Layers<'_>) {
+        for bot in self.bots.values().filter(|bot| !bot.source.is_empty() && !self.sources.contains_key(&bot.source)) {
+            let (setting, source) = (format!("bots.{}.source", bot.name), &bot.source);
+            let text = format!("{source:?} is no source; add a section [sources.{source}] with requests and per");
+            layers.problems.borrow_mut().push(Problem { setting, text });
+        }
     }
 
     /// What is in force, as TOML, secrets redacted.
@@ -223,110 +243,11 @@ impl Config {
     }
 }
 
-struct Source<'a> {
-    user: &'a Table,
-    defaults: &'a Table,
-    environment: &'a Environment,
-    problems: &'a RefCell<Vec<Problem>>,
-}
-
-impl Source<'_> {
-    fn table<'t>(&self, parent: &'t Table, path: &[&str]) -> Option<&'t Table> {
-        let mut table = parent;
-        for part in path {
-            table = match table.get(*part) {
-                None => return None,
-                Some(toml::Value::Table(inner)) => inner,
-                Some(_) => {
-                    let setting = path.join(".");
-                    let text = format!("is not a section; write it as [{setting}]");
-                    self.problems.borrow_mut().push(Problem { setting, text });
-                    return None;
-                }
-            };
-        }
-        Some(table)
-    }
-
-    fn read<T>(&self, path: &[&str], default: &[&str], read: impl Fn(&Section<'_>) -> T) -> (T, Table) {
-        let empty = Table::new();
-        let defaults = self.table(self.defaults, default).unwrap_or(&empty);
-        let user = self.table(self.user, path);
-        let section = Section::new(path, user, defaults, self.environment, self.problems);
-        let value = read(&section);
-        (value, section.finish())
-    }
-
-    fn section<T>(&self, effective: &mut Table, name: &str, read: impl Fn(&Section<'_>) -> T) -> T {
-        let (value, table) = self.read(&[name], &[name], read);
-        effective.insert(name.to_owned(), toml::Value::Table(table));
-        value
-    }
-
-    fn named<T>(
-        &self,
-        effective: &mut Table,
-        kind: &str,
-        default: &str,
-        read: impl Fn(&str, &Section<'_>) -> T,
-    ) -> BTreeMap<String, T> {
-        let mut names =
-            self.table(self.user, &[kind]).into_iter().flat_map(Table::keys).cloned().collect::<BTreeSet<_>>();
-        names.extend(self.environment.names_below(kind, &names));
-        let mut found = BTreeMap::new();
-        let mut shown = Table::new();
-        for name in names {
-            if let Err(text) = check_name(&name) {
-                self.problems.borrow_mut().push(Problem { setting: format!("{kind}.{name}"), text });
-            }
-            let (value, table) = self.read(&[kind, &name], &[kind, default], |section| read(&name, section));
-            shown.insert(name.clone(), toml::Value::Table(table));
-            found.insert(name, value);
-        }
-        effective.insert(kind.to_owned(), toml::Value::Table(shown));
-        found
-    }
-
-    fn report_unknown(&self) {
-        let known = self.defaults.keys().cloned().collect::<BTreeSet<_>>();
-        let mut problems = self.problems.borrow_mut();
-        for key in self.user.keys().filter(|key| !known.contains(*key)) {
-            problems.push(Problem { setting: key.clone(), text: reader::unknown(key, known.iter()) });
-        }
-        for (name, path) in self.environment.unused() {
-            let (section, key) = (path.first().map(String::as_str).unwrap_or_default(), path.last());
-            let table = match (section, self.defaults.get(section)) {
-                ("bots", _) => self.table(self.defaults, &["bots", "default"]),
-                ("endpoints", _) => self.table(self.defaults, &["endpoints", "example"]),
-                (_, Some(toml::Value::Table(table))) => Some(table),
-                _ => None,
-            };
-            let known = table.into_iter().flat_map(Table::keys).map(|key| key.to_owned()).collect::<Vec<_>>();
-            let mut text = reader::unknown(key.map(String::as_str).unwrap_or_default(), known.iter());
-            if path.len() < 2 {
-                text = format!("is not a setting; write {ENV_PREFIX}SECTION__KEY");
-            }
-            problems.push(Problem { setting: name, text });
-        }
-    }
-}
-
 fn syntax_error(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start));
     // The line itself is not shown: it may hold a secret.
     let line = before.map_or(1, |before| before.matches('\n').count() + 1);
     format!("line {line}: {}", error.message())
-}
-
-fn check_name(name: &str) -> Result<(), String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
-        return Err("a name has 1 to 64 letters, digits, \"-\" or \"_\"".to_owned());
-    }
-    if RESERVED_NAMES.contains(&name) {
-        return Err(format!("the name {name} is taken by one of our own queues; choose another"));
-    }
-    Ok(())
 }
 
 /// A name that starts every exchange, queue or key.
@@ -398,6 +319,11 @@ fn read_retry(section: &Section<'_>) -> Retry {
         max_attempts: section.integer("max_attempts", 1..=1_000),
         deadline: section.duration("deadline", Duration::from_secs(1)..=days(1)),
     }
+}
+
+fn read_source(_: &str, section: &Section<'_>) -> Source {
+    let per = section.duration("per", Duration::from_secs(1)..=days(1));
+    Source { requests: section.integer("requests", 1..=100_000_000), per }
 }
 
 fn read_relay(section: &Section<'_>) -> Relay {

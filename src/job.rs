@@ -226,22 +226,50 @@ pub struct Variable {
     pub operation: Operation,
 }
 
-/// What happens to a variable. The result for an absent key, a wrong type, a reached bound, a conflict and a
-/// repeated job is written at [`crate::pipeline::merge`].
+/// What happens to a variable.
+///
+/// The table of each operation says what comes of it where the variable is absent (which is what a stored `null` is);
+/// where its operand is `null`; where a value of another type is stored; where `min`, `max` or `max_items` is reached;
+/// where somebody else changed the variable since our last look; and where the same job comes again right after.
+///
+/// - *written*, *deleted*, *unchanged* are what happens to the variable; a code is the reason for which the whole job is
+///   refused.
+/// - *policy*: the job's `on_conflict` decides, `overwrite` for the result of the operation on theirs. Where that is what
+///   is there already, nothing is in conflict.
+/// - *folds*: it is done to what they left, whatever the policy.
+/// - *repeat*: the ledger names the job, so that nothing is done and the same outcome is told again.
+///
+/// A test reads these tables and holds each cell against the code.
 #[derive(Debug, Clone)]
 pub enum Operation {
     /// Writes the value; `null` deletes.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | deleted | written | – | policy | unchanged |
     Set(Operand),
     /// Writes the value where the variable is absent.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | unchanged | unchanged | – | policy | unchanged |
     SetIfAbsent(Operand),
     /// Writes the value where the variable equals `expected`, else the job is refused.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | `precondition_failed` | deleted | `precondition_failed` | – | policy | repeat |
     CompareSet {
         /// What must be there; `null` is absence.
         expected: Value,
         /// What is written.
         value: Operand,
     },
-    /// Adds to a number, exactly; outside the bounds the job is refused.
+    /// Adds to a number, exactly; outside the bounds the job is refused. An absent one starts at 0.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | `schema_violation` | `type_mismatch` | `precondition_failed` | folds | repeat |
     Increment {
         /// What is added.
         by: Decimal,
@@ -250,14 +278,22 @@ pub enum Operation {
         /// The sum may not be more.
         max: Option<Decimal>,
     },
-    /// Adds an element at the end of a list; the oldest go beyond `max_items`.
+    /// Adds an element at the end of a list; the oldest go beyond `max_items`. An absent one starts empty.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | written | `type_mismatch` | written | folds | repeat |
     Append {
         /// The element.
         value: Operand,
         /// Longest list.
         max_items: Option<usize>,
     },
-    /// Adds an element that the list does not hold yet.
+    /// Adds an element that the list does not hold yet; the oldest go beyond `max_items`. An absent one starts empty.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | written | `type_mismatch` | written | folds | repeat |
     AddToSet {
         /// The element.
         value: Operand,
@@ -265,14 +301,34 @@ pub enum Operation {
         max_items: Option<usize>,
     },
     /// Takes every equal element out of a list.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | unchanged | unchanged | `type_mismatch` | – | folds | repeat |
     Remove(Value),
     /// Removes the variable.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | unchanged | – | deleted | – | policy | unchanged |
     Delete,
-    /// RFC 7396.
+    /// RFC 7396: members replace those that are there, `null` removes, what is no object replaces all.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | deleted | written | – | policy | unchanged |
     MergePatch(Value),
     /// Writes the number where it is larger.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | `schema_violation` | `type_mismatch` | – | folds | repeat |
     Max(Decimal),
     /// Writes the number where it is smaller.
+    ///
+    /// | absent | `null` given | another type | bound reached | changed by others | the job again |
+    /// | --- | --- | --- | --- | --- | --- |
+    /// | written | `schema_violation` | `type_mismatch` | – | folds | repeat |
     Min(Decimal),
 }
 

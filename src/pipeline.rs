@@ -16,3 +16,6 @@ pub mod snapshot;
 pub mod templates;
 pub mod validate;
 pub mod verdict;
+
+#[cfg(test)]
+mod proofs;

@@ -58,14 +58,23 @@ pub fn has_precondition(dialect: Dialect) -> bool {
     }
 }
 
-/// Whether the dialect can do what the job asks for.
+/// Whether the bot's API can do what the job asks for.
 ///
 /// # Errors
-/// The sentence that says what it cannot do (`unsupported_by_dialect`).
-pub fn supports(dialect: Dialect, job: &Job) -> Result<(), String> {
-    match dialect {
+/// The sentence that says what it cannot do (`unsupported_by_dialect`), and which setting would declare that it can.
+pub fn supports(bot: &config::Bot, job: &Job) -> Result<(), String> {
+    match bot.dialect {
         Dialect::ContextV1 => Ok(()),
-        Dialect::CognigyV2 => cognigy_v2::supports(job),
+        Dialect::CognigyV2 => cognigy_v2::supports(bot, job),
+    }
+}
+
+/// How many of the first jobs may share one write, as far as the API is concerned.
+#[must_use]
+pub fn together<'a>(dialect: Dialect, jobs: impl ExactSizeIterator<Item = &'a Job>) -> usize {
+    match dialect {
+        Dialect::ContextV1 => jobs.len(),
+        Dialect::CognigyV2 => cognigy_v2::together(jobs),
     }
 }
 
@@ -134,6 +143,9 @@ pub enum Failure {
     /// No connection, or no token because its end point is down. Certainly no effect.
     #[error("the request could not be sent: {0}")]
     NotSent(Detail),
+    /// The write was two requests, the first took effect, and the second will never be taken.
+    #[error("half of the job took effect: {0}")]
+    HalfDone(Detail),
     /// 5xx, time-out, a connection that broke: may have taken effect.
     #[error("it is not known whether the request took effect: {0}")]
     Ambiguous(Detail),
@@ -154,6 +166,7 @@ impl Failure {
             | Self::Throttled { detail, .. }
             | Self::Credentials(detail)
             | Self::NotSent(detail)
+            | Self::HalfDone(detail)
             | Self::Ambiguous(detail) => detail,
         }
     }
@@ -235,8 +248,8 @@ impl Target {
         self.write_charged(conversation, body, if_match, trace, || std::future::ready(())).await
     }
 
-    /// [`Self::read`] under a budget: `again` is awaited before the request is sent a second time, because its
-    /// token had become invalid.
+    /// [`Self::read`] under a budget: `again` is awaited before each request but the first (a token had become
+    /// invalid).
     pub async fn read_charged<A>(
         &self,
         conversation: &ConversationId,
@@ -248,12 +261,12 @@ impl Target {
     {
         match &self.dialect {
             Wire::ContextV1(dialect) => dialect.read(conversation, trace, again).await,
-            Wire::CognigyV2(dialect) => dialect.read(),
+            Wire::CognigyV2(dialect) => dialect.read(conversation, trace, again).await,
         }
     }
 
-    /// [`Self::write`] under a budget: `again` is awaited before the request is sent a second time, because its
-    /// token had become invalid.
+    /// [`Self::write`] under a budget: `again` is awaited before each request but the first (a token had become
+    /// invalid, or the dialect needs several).
     pub async fn write_charged<A>(
         &self,
         conversation: &ConversationId,
@@ -267,7 +280,7 @@ impl Target {
     {
         match &self.dialect {
             Wire::ContextV1(dialect) => dialect.write(body, if_match, trace, again).await,
-            Wire::CognigyV2(dialect) => dialect.write(conversation, &body, trace, again).await,
+            Wire::CognigyV2(dialect) => dialect.write(conversation, &body, if_match, trace, again).await,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::broker::topology::{self, Names, Part};
 use crate::broker::{Broker, Publisher};
 use crate::config::{self, Config};
 use crate::ladder::Ladder;
+use crate::limiter::Sources;
 use crate::redis_link::RedisLink;
 use crate::relay;
 use crate::shutdown::Shutdown;
@@ -88,10 +89,11 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     let digest_key = config.audit.digest_key_or_random();
     let outbox = Arc::new(Outbox::new(Publisher::new(&publishing), names.clone(), digest_key, give_up.clone()));
     let ladder = Arc::new(Ladder::new(Arc::clone(&redis)));
+    let sources = Sources::new(&config, &redis);
     let mut intakes = JoinSet::new();
     for bot in config.bots.values() {
         let context = Arc::new(Context {
-            bot: Bot::new(bot.clone(), Arc::clone(&redis))?,
+            bot: Bot::new(bot.clone(), Arc::clone(&redis), sources.of(bot))?,
             retry: config.retry.clone(),
             redis: Arc::clone(&redis),
             ladder: Arc::clone(&ladder),

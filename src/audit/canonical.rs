@@ -3,7 +3,7 @@
 //! Names sorted by UTF-16 code units, no blanks, strings with the shortest escapes, numbers as ECMAScript prints
 //! doubles. Our own because the crates that do this cannot see numbers that keep their text.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The canonical form of a value. A number that is no finite double, which RFC 8785 does not know, stands as it
 /// is written.
@@ -11,6 +11,14 @@ use serde_json::Value;
 pub fn to_string(value: &Value) -> String {
     let mut text = String::new();
     write(value, &mut text);
+    text
+}
+
+/// The canonical form of an object.
+#[must_use]
+pub fn of_object(fields: &Map<String, Value>) -> String {
+    let mut text = String::new();
+    write_object(fields, &mut text);
     text
 }
 
@@ -37,21 +45,23 @@ fn write(value: &Value, text: &mut String) {
             }
             text.push(']');
         }
-        Value::Object(fields) => {
-            let mut members = fields.iter().collect::<Vec<_>>();
-            members.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
-            text.push('{');
-            for (at, (name, value)) in members.into_iter().enumerate() {
-                if at > 0 {
-                    text.push(',');
-                }
-                text.push_str(&Value::from(name.as_str()).to_string());
-                text.push(':');
-                write(value, text);
-            }
-            text.push('}');
-        }
+        Value::Object(fields) => write_object(fields, text),
     }
+}
+
+fn write_object(fields: &Map<String, Value>, text: &mut String) {
+    let mut members = fields.iter().collect::<Vec<_>>();
+    members.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+    text.push('{');
+    for (at, (name, value)) in members.into_iter().enumerate() {
+        if at > 0 {
+            text.push(',');
+        }
+        text.push_str(&Value::from(name.as_str()).to_string());
+        text.push(':');
+        write(value, text);
+    }
+    text.push('}');
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ impl World {
             sandbox.url()
         );
         let config = Config::parse(&text, []).unwrap().bots.remove("b").unwrap();
-        Self { sandbox, bot: Bot::new(config, RedisLink::absent()).unwrap() }
+        Self { sandbox, bot: Bot::new(config, RedisLink::absent(), None).unwrap() }
     }
 
     fn faults(&self, kind: Kind, rule: Rule) {

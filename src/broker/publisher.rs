@@ -9,8 +9,9 @@
 //! - [`Publisher::publish`] succeeds on the broker's confirm and on nothing else.
 //! - Without a connection a message waits 5 s for one, then fails. A message that was under way when the channel
 //!   broke fails at once; whether it arrived is not known. Callers publish again: at least once.
-//! - Messages are published in the order in which the futures of [`Publisher::publish`] are first polled. A queue
-//!   with a limit would let some overtake others, so its bound is that of its callers: each waits for its confirm.
+//! - Messages are published in the order of the calls of [`Publisher::hand_over`], which does not wait; the futures
+//!   of [`Publisher::publish`] hand over when they are first polled. A queue with a limit would let some overtake
+//!   others, so its bound is that of its callers: each waits for its confirm.
 //! - At most 4,096 messages are under way; more wait.
 
 use std::sync::Arc;
@@ -104,6 +105,7 @@ impl Publisher {
     }
 
     /// Publishes a message, persistent, and waits for the broker's confirm. The body is not copied on our side.
+    ///
     /// # Errors
     /// [`PublishError`]. When the future is dropped the message may be published all the same.
     pub async fn publish(
@@ -113,19 +115,42 @@ impl Publisher {
         message: &Message,
         mandatory: Mandatory,
     ) -> Result<(), PublishError> {
+        self.hand_over(exchange, routing_key, message, mandatory).wait().await
+    }
+
+    /// Takes a message at once, so that it comes before every later one; its confirm is waited for apart.
+    #[must_use]
+    pub fn hand_over(&self, exchange: &str, routing_key: &str, message: &Message, mandatory: Mandatory) -> Confirm {
         let name = |text: &str| ShortString::try_new(text).map_err(|_| PublishError::NameTooLong);
-        let (reply, answer) = oneshot::channel();
-        let request = Request {
-            exchange: name(exchange)?,
-            routing_key: name(routing_key)?,
-            properties: message.properties().clone().with_delivery_mode(PERSISTENT),
-            body: message.body.clone(),
-            mandatory: mandatory == Mandatory::Yes,
-            connect_by: Instant::now() + CONNECTION_WAIT,
-            reply,
+        let handed_over = || {
+            let (reply, answer) = oneshot::channel();
+            let request = Request {
+                exchange: name(exchange)?,
+                routing_key: name(routing_key)?,
+                properties: message.properties().clone().with_delivery_mode(PERSISTENT),
+                body: message.body.clone(),
+                mandatory: mandatory == Mandatory::Yes,
+                connect_by: Instant::now() + CONNECTION_WAIT,
+                reply,
+            };
+            self.requests.send(request).map_err(|_| PublishError::Broken(None))?;
+            Ok(answer)
         };
-        self.requests.send(request).map_err(|_| PublishError::Broken(None))?;
-        answer.await.unwrap_or(Err(PublishError::Broken(None)))
+        Confirm(handed_over())
+    }
+}
+
+/// The confirm of a message that was handed over.
+#[derive(Debug)]
+pub struct Confirm(Result<oneshot::Receiver<Result<(), PublishError>>, PublishError>);
+
+impl Confirm {
+    /// Waits for the broker's confirm.
+    ///
+    /// # Errors
+    /// [`PublishError`]. When the future is dropped the message may be published all the same.
+    pub async fn wait(self) -> Result<(), PublishError> {
+        self.0?.await.unwrap_or(Err(PublishError::Broken(None)))
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Bot {
     pub api_key: Option<SecretString>,
     /// The user whose session is written (`cognigy-v2`); empty: the conversation's id.
     pub user_id: String,
+    /// The source whose budget it shares; empty: none.
+    pub source: String,
     /// Requests per second over all workers.
     pub requests_per_second: u32,
     /// Requests at once after a pause.
@@ -50,6 +52,8 @@ pub struct Bot {
     pub ledger: LedgerMode,
     /// The reserved variable that holds it.
     pub ledger_key: String,
+    /// How what is sent meets what is there (`cognigy-v2`).
+    pub merge_semantics: MergeSemantics,
     /// Whether events carry values.
     pub values_in_events: bool,
     /// First time for which a broken bot is left alone.
@@ -67,6 +71,17 @@ pub enum Dialect {
     CognigyV2,
 }
 
+/// How what is sent meets what is there, which the vendor of `cognigy-v2` leaves open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeSemantics {
+    /// Nobody has tried: only plain values are sent.
+    Undeclared,
+    /// Keys that are not named stay, those that are are replaced whole, `null` removes.
+    Shallow,
+    /// The same, but objects are merged at every depth.
+    Deep,
+}
+
 /// When the ledger is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LedgerMode {
@@ -82,6 +97,11 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Bot {
     let (breaker_open_for, breaker_open_max) = read_open_times(section);
     let dialect = section.choice("dialect", &[("context-v1", Dialect::ContextV1), ("cognigy-v2", Dialect::CognigyV2)]);
     let allow_http = section.boolean("allow_http");
+    if dialect == Dialect::CognigyV2 {
+        // 1,000 requests in five minutes, and bodies of 60 kB, is what the vendor's shared cloud takes.
+        section.prefer("requests_per_second", 3);
+        section.prefer("max_payload_bytes", 60_000);
+    }
     let base_url = read_http_url(section, "base_url", "https://bot.example.com", allow_http);
     if let Some(part) = ["/api/v1", "/new/v2.0"].iter().find(|part| base_url.path().contains(*part)) {
         let text = format!("holds {part}; leave it out, the dialect adds it itself");
@@ -106,6 +126,30 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Bot {
         #[expect(clippy::unwrap_used, reason = "a constant pattern")]
         regex::Regex::new("$^").unwrap()
     });
+    let user_id = section.text("user_id");
+    let merge_semantics = section.choice(
+        "merge_semantics",
+        &[
+            ("undeclared", MergeSemantics::Undeclared),
+            ("shallow", MergeSemantics::Shallow),
+            ("deep", MergeSemantics::Deep),
+        ],
+    );
+    let ledger = section
+        .choice("ledger", &[("auto", LedgerMode::Auto), ("always", LedgerMode::Always), ("off", LedgerMode::Off)]);
+    match dialect {
+        Dialect::ContextV1 if merge_semantics != MergeSemantics::Undeclared => {
+            section
+                .problem("merge_semantics", "belongs to the dialect cognigy-v2; context-v1 has semantics of its own");
+        }
+        Dialect::CognigyV2 if ledger == LedgerMode::Always => {
+            section.problem("ledger", "\"always\" is not possible with cognigy-v2, whose contexts cannot be read");
+        }
+        Dialect::ContextV1 | Dialect::CognigyV2 => {}
+    }
+    if dialect == Dialect::CognigyV2 {
+        check_groups(section, &conversation_id_pattern, &user_id);
+    }
     let ledger_key = section.required("ledger_key", "_injection_ledger");
     if !crate::job::is_key(&ledger_key) {
         section
@@ -120,7 +164,8 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Bot {
         client_id,
         client_secret,
         api_key,
-        user_id: section.text("user_id"),
+        user_id,
+        source: section.text("source"),
         requests_per_second: section.integer("requests_per_second", 1..=100_000),
         burst: section.integer("burst", 1..=10_000),
         concurrency: u16::try_from(concurrency).unwrap_or(u16::MAX),
@@ -130,12 +175,27 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Bot {
         max_value_bytes: section.integer("max_value_bytes", 1..=64_000_000) as usize,
         max_payload_bytes: section.integer("max_payload_bytes", 1..=64_000_000) as usize,
         conversation_id_pattern,
-        ledger: section
-            .choice("ledger", &[("auto", LedgerMode::Auto), ("always", LedgerMode::Always), ("off", LedgerMode::Off)]),
+        ledger,
         ledger_key,
+        merge_semantics,
         values_in_events: section.boolean("values_in_events"),
         breaker_open_for,
         breaker_open_max,
+    }
+}
+
+/// Groups of the pattern say which part of an id is the session, the user, the profile.
+fn check_groups(section: &Section<'_>, pattern: &regex::Regex, user_id: &str) {
+    let names = pattern.capture_names().flatten().collect::<Vec<_>>();
+    if let Some(name) = names.iter().find(|name| !["session", "user", "profile"].contains(name)) {
+        let text = format!("has a group {name:?}; there are \"session\", \"user\" and \"profile\"");
+        section.problem("conversation_id_pattern", text);
+    }
+    if names.contains(&"user") && !user_id.is_empty() {
+        section.problem(
+            "user_id",
+            "is set together with a group \"user\" in conversation_id_pattern; keep one of the two",
+        );
     }
 }
 

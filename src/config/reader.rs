@@ -92,6 +92,7 @@ pub(super) struct Section<'a> {
     defaults: &'a Table,
     environment: &'a Environment,
     problems: &'a RefCell<Vec<Problem>>,
+    preferred: RefCell<Table>,
     known: RefCell<BTreeSet<String>>,
     effective: RefCell<Table>,
 }
@@ -108,7 +109,13 @@ impl<'a> Section<'a> {
         problems: &'a RefCell<Vec<Problem>>,
     ) -> Self {
         let path = path.iter().map(|part| (*part).to_owned()).collect();
-        Self { path, user, defaults, environment, problems, known: RefCell::default(), effective: RefCell::default() }
+        let (preferred, known, effective) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Self { path, user, defaults, environment, problems, preferred, known, effective }
+    }
+
+    /// Gives `key` a default of its own in this section, because of what another setting says.
+    pub(super) fn prefer(&self, key: &str, value: impl Into<Value>) {
+        self.preferred.borrow_mut().insert(key.to_owned(), value.into());
     }
 
     /// Reports the keys that nobody asked for, and returns the effective, redacted table.
@@ -137,7 +144,8 @@ impl<'a> Section<'a> {
         if let Some(text) = self.environment.get(&path) {
             return Some(Value::String(text.to_owned()));
         }
-        self.user.and_then(|table| table.get(key)).or_else(|| self.defaults.get(key)).cloned()
+        let given = self.user.and_then(|table| table.get(key)).cloned();
+        given.or_else(|| self.preferred.borrow().get(key).or_else(|| self.defaults.get(key)).cloned())
     }
 
     /// Notes `value` as what is shown for `key`.

@@ -32,6 +32,29 @@ fn the_shipped_defaults_are_the_design() {
 }
 
 #[test]
+fn cognigy_v2_has_defaults_of_its_own_and_settings_that_are_its_own() {
+    let v2 = BOT.replace("client_id", "dialect = \"cognigy-v2\"\nclient_id");
+    let config = parse(&v2, &[]).unwrap();
+    let bot = &config.bots["default"];
+    assert_eq!((bot.requests_per_second, bot.max_payload_bytes, bot.max_value_bytes), (3, 60_000, 10_240));
+    assert_eq!(bot.token_url.as_str(), "https://bot.example.com/auth/oauth2/token");
+    assert!(config.show().contains("requests_per_second = 3\n"), "{}", config.show());
+    let given = parse(&format!("{v2}requests_per_second = 50"), &[]).unwrap();
+    assert_eq!(given.bots["default"].requests_per_second, 50);
+    for (more, part) in [
+        ("ledger = \"always\"", "bots.default.ledger: \"always\" is not possible with cognigy-v2"),
+        ("conversation_id_pattern = '(?<usr>.+)'", "has a group \"usr\""),
+        ("conversation_id_pattern = '(?<user>.+)'\nuser_id = \"u\"", "bots.default.user_id: is set together"),
+        ("merge_semantics = \"some\"", "is not one of \"undeclared\", \"shallow\", \"deep\""),
+    ] {
+        let text = refusal(&format!("{v2}{more}"), &[]);
+        assert!(text.contains(part), "{text}");
+    }
+    let text = refusal(&format!("{BOT}merge_semantics = \"deep\""), &[]);
+    assert!(text.contains("belongs to the dialect cognigy-v2"), "{text}");
+}
+
+#[test]
 fn environment_wins_over_the_file_and_makes_bots() {
     let config = parse(
         BOT,
@@ -131,4 +154,16 @@ fn endpoints_are_checked() {
     assert!(text.contains("endpoints.crm.events: \"a.b.c\" can never match"), "{text}");
     assert!(text.contains("endpoints.crm.allow_networks: \"10.0.0/8\" is not a network"), "{text}");
     assert!(!text.contains("t0ken"), "{text}");
+}
+
+#[test]
+fn bots_share_the_budget_of_a_source_that_exists() {
+    let shared = format!("{BOT}source = \"cloud\"\n[sources.cloud]\nrequests = 500");
+    let config = parse(&shared, &[]).unwrap();
+    let source = &config.sources["cloud"];
+    assert_eq!((config.bots["default"].source.as_str(), source.requests), ("cloud", 500));
+    assert_eq!(source.per, Duration::from_secs(300), "the default of what is not said");
+    assert!(parse(BOT, &[]).unwrap().sources.is_empty());
+    let text = refusal(&format!("{BOT}source = \"clowd\"\n[sources.cloud]"), &[]);
+    assert!(text.contains("bots.default.source: \"clowd\" is no source; add a section [sources.clowd]"), "{text}");
 }

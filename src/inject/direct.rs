@@ -34,7 +34,7 @@ use crate::trace::new_traceparent;
 pub async fn apply(config: &Config, bot: &config::Bot, job: Job) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let redis = RedisLink::absent();
-    let runtime = Bot::new(bot.clone(), std::sync::Arc::clone(&redis))?;
+    let runtime = Bot::new(bot.clone(), std::sync::Arc::clone(&redis), None)?;
     // There is no ladder here: what fails has failed.
     let retry = config::Retry { max_attempts: 1, ..config.retry.clone() };
     let (conversation, id) = (job.conversation.clone(), job.id.clone());
@@ -92,7 +92,7 @@ pub struct Preview {
 /// # Errors
 /// The state cannot be read.
 pub async fn preview(bot: &config::Bot, job: &Job, state: Option<&Path>) -> anyhow::Result<Preview> {
-    if let Err(text) = target::supports(bot.dialect, job) {
+    if let Err(text) = target::supports(bot, job) {
         return Ok(refusal(job, &Rejection::new(Reason::UnsupportedByDialect, text)));
     }
     let now = Timestamp::now();
@@ -102,8 +102,8 @@ pub async fn preview(bot: &config::Bot, job: &Job, state: Option<&Path>) -> anyh
             let observed = target::parse_state(&job.conversation, body.into());
             shown(bot, observed.with_context(|| format!("the state in {} is not understood", path.display()))?, now)
         }
-        None if target::has_precondition(bot.dialect) => {
-            let runtime = Bot::new(bot.clone(), RedisLink::absent())?;
+        None if target::has_precondition(bot.dialect) || job.needs_values() => {
+            let runtime = Bot::new(bot.clone(), RedisLink::absent(), None)?;
             match runtime.read(&job.conversation, Some(&new_traceparent())).await.answer {
                 Read::Observed(observed) => shown(bot, observed, now),
                 Read::Failed(failure) => return Err(failure).context("cannot read the conversation"),

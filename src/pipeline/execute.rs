@@ -24,14 +24,14 @@ use super::ledger::Mark;
 use super::memory::Memory;
 use super::plan::{self, Fate, Ground, MAX_BATCH, Plan};
 use super::snapshot::{Snapshot, Variables};
-use super::verdict::{Rejection, Verdict};
+use super::verdict::{Reason, Rejection, Verdict};
 use crate::bot::{Bot, Permit};
 use crate::config;
 use crate::job::{ConversationId, Version};
 use crate::metrics as names;
 use crate::redis_link::RedisLink;
 use crate::retry;
-use crate::target::{Detail, Failure, Observed, Read, Write, has_precondition};
+use crate::target::{self, Detail, Failure, Observed, Read, Write, has_precondition};
 use crate::witness;
 
 /// What a batch cost.
@@ -107,6 +107,8 @@ enum Step {
     Moved,
     /// The target will not take the request.
     Refused(Detail),
+    /// The target took a part of the job and will not take the rest.
+    HalfDone(Detail),
 }
 
 impl Executor<'_> {
@@ -140,14 +142,15 @@ impl Executor<'_> {
 impl Run<'_> {
     /// Brings at least one job to its end.
     async fn step(&mut self, tasks: &mut [Task]) -> Result<Vec<Ending>, Halt> {
-        let mut limit = MAX_BATCH;
+        let dialect = self.with.bot.config().dialect;
+        let mut limit = target::together(dialect, tasks.iter().map(|task| &task.job)).min(MAX_BATCH);
         let mut refusal: Option<Rejection> = None;
         loop {
             let expired = endings::expired(tasks, Timestamp::now());
             if expired > 0 {
                 return Ok(tasks[..expired].iter().map(|_| self.ended(endings::expiry(), None)).collect());
             }
-            let snapshot = self.snapshot(tasks).await?;
+            let snapshot = self.snapshot(&tasks[..limit]).await?;
             let plan = {
                 let candidates = tasks.iter().map(Task::candidate).collect::<Vec<_>>();
                 let ground = Ground {
@@ -185,6 +188,10 @@ impl Run<'_> {
                 // Some job of several is at fault: halve, until it stands alone.
                 Step::Refused(_) if plan.fates.len() > 1 => limit = plan.fates.len() / 2,
                 Step::Refused(detail) if refusal.is_none() => refusal = Some(endings::refusal(&detail)),
+                Step::HalfDone(detail) => {
+                    let rejection = Rejection::new(Reason::AmbiguousWrite, detail.to_string());
+                    return Ok(vec![self.ended(Verdict::Unknown(rejection), Some(detail))]);
+                }
                 // Not even its tombstone is taken.
                 Step::Refused(detail) => {
                     return Ok(vec![self.ended(endings::refused_for_good(&tasks[0], &detail), Some(detail))]);
@@ -199,17 +206,19 @@ impl Run<'_> {
             let candidates = tasks.iter().map(Task::candidate).collect::<Vec<_>>();
             plan::needs_state(self.with.bot.config(), &candidates)
         };
-        if let Some(snapshot) = self.memory.recent(needs_state, Timestamp::now()) {
+        let bot = self.with.bot.config();
+        // Without a precondition nobody would contradict an old state, and plain values need none.
+        let conditional = has_precondition(bot.dialect);
+        if !conditional && !tasks.iter().any(|task| task.job.needs_values()) {
+            return Ok(Snapshot::of_version(None));
+        }
+        if let Some(snapshot) = self.memory.recent(needs_state, Timestamp::now()).filter(|_| conditional) {
             let snapshot = snapshot.clone();
             self.count_source("memory");
             return Ok(snapshot);
         }
-        let bot = self.with.bot.config();
         let first = self.cost.requests == 0;
-        if !has_precondition(bot.dialect) {
-            return Ok(Snapshot::of_version(None));
-        }
-        if let Some(version) = self.with.recorded.filter(|_| first && !needs_state) {
+        if let Some(version) = self.with.recorded.filter(|_| conditional && first && !needs_state) {
             self.count_source("redis");
             return Ok(Snapshot::of_version(Some(version.clone())));
         }
@@ -275,7 +284,10 @@ impl Run<'_> {
             };
             match failure {
                 Failure::NotFound(detail) => return Err(Halt::NotFound(detail)),
-                Failure::Refused(detail) | Failure::NotSent(detail) | Failure::Ambiguous(detail) => {
+                Failure::Refused(detail)
+                | Failure::NotSent(detail)
+                | Failure::HalfDone(detail)
+                | Failure::Ambiguous(detail) => {
                     self.again_in_place(detail).await?;
                 }
                 // The gate waits for the end of the pause.
@@ -315,6 +327,7 @@ impl Run<'_> {
                     self.last_failure = Some(detail.clone());
                     return Ok(Step::Refused(detail));
                 }
+                Failure::HalfDone(detail) => return Ok(Step::HalfDone(detail)),
                 Failure::NotFound(detail) => return Err(Halt::NotFound(detail)),
             }
         }

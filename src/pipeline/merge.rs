@@ -1,19 +1,7 @@
 //! What an operation makes of the value that is there. Pure, exact, and the same for every worker.
 //!
-//! | Operation | absent or `null` | other type | bound reached | somebody else changed the key | the job once more |
-//! | --- | --- | --- | --- | --- | --- |
-//! | `set` | written | written | – | policy | same value again |
-//! | `set_if_absent` | written | kept | – | policy | kept |
-//! | `compare_set` | written if `expected` is `null`, else `precondition_failed` | `precondition_failed` | – | policy, then compared | ledger: nothing |
-//! | `increment` | starts at 0 | `type_mismatch` | `precondition_failed` | adds to theirs | ledger: nothing |
-//! | `append` | starts at `[]` | `type_mismatch` | oldest go | adds to theirs | ledger: nothing |
-//! | `add_to_set` | starts at `[]` | `type_mismatch` | oldest go | adds to theirs | nothing |
-//! | `remove` | nothing | `type_mismatch` | – | takes from theirs | nothing |
-//! | `delete` | nothing | removed | – | policy | nothing |
-//! | `merge_patch` | starts at `{}` | replaced by an object (RFC 7396 §2) | – | policy | same value again |
-//! | `max`, `min` | written | `type_mismatch` | – | compared with theirs | nothing |
-//!
-//! *Policy* is the job's `on_conflict`. What the operation would leave as it is counts as no conflict.
+//! What comes of an absent key, a wrong type, a bound, a conflict or a repetition is written at each
+//! [`Operation`].
 
 use rust_decimal::Decimal;
 use serde_json::{Map, Value};

@@ -76,6 +76,14 @@ impl Template {
         Self { parts }
     }
 
+    /// The paths of its placeholders, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Placeholder { path, .. } => Some(path.as_str()),
+        })
+    }
+
     /// The text that the state makes of it, at most `limit` bytes. `look_up` tells the value of a key in a scope;
     /// reserved variables have none.
     ///
@@ -224,6 +232,33 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the values hold, placeholders among it: the text is the concatenation, made in one pass.
+        #[test]
+        fn what_is_brought_in_is_text_whatever_it_says(
+            parts in proptest::collection::vec(prop_oneof!["[a-z ]{0,4}".prop_map(Ok), (0usize..3).prop_map(Err)], 0..12),
+            values in proptest::collection::vec("(\\{\\{|\\}\\}|k[0-2]|[{} a-z.]){0,8}", 3),
+        ) {
+            let source = |part: &Result<String, usize>| match part {
+                Ok(text) => text.clone(),
+                Err(number) => format!("{{{{k{number}}}}}"),
+            };
+            let expected = |part: &Result<String, usize>| match part {
+                Ok(text) => text.clone(),
+                Err(number) => values[*number].clone(),
+            };
+            let template = Template::parse(&parts.iter().map(source).collect::<String>());
+            let state = values.iter().map(|value| json!(value)).collect::<Vec<_>>();
+            let looks = std::cell::Cell::new(0);
+            let look_up = |scope: Scope, key: &str| {
+                looks.set(looks.get() + 1);
+                let number = key.strip_prefix('k')?.parse::<usize>().ok()?;
+                state.get(number).filter(|_| scope == Scope::Global)
+            };
+            let rendered = template.render(look_up, OnUnresolved::Fail, 10_240).unwrap();
+            prop_assert_eq!(rendered.text, parts.iter().map(expected).collect::<String>());
+            prop_assert_eq!(looks.get(), 4 * parts.iter().filter(|part| part.is_err()).count());
+        }
+
         #[test]
         fn every_text_is_a_template_and_renders(text in "[{} a-z.0]{0,60}|\\PC{0,60}") {
             let template = Template::parse(&text);

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::job::{ConversationId, JobId, Version};
 use crate::ladder::Ladder;
 use crate::lease::{self, Contention, Hold, PastVerdict, Record};
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Sources};
 use crate::pipeline::evicted::{Evicted, Memory};
 use crate::pipeline::ledger::{LowWater, Mark};
 use crate::pipeline::verdict::Reason;
@@ -191,7 +191,7 @@ async fn two_workers_share_one_budget() {
     let Some((server, link)) = private_redis().await else { return };
     let other = second(&server, &link);
     other.wait_until(true).await;
-    let workers = [Limiter::new(&bot(RATE), link), Limiter::new(&bot(RATE), other)];
+    let workers = [Limiter::new(&bot(RATE), link, None), Limiter::new(&bot(RATE), other, None)];
     let start = Instant::now();
     let calls = (0..100).map(|number: usize| workers[number % 2].acquire());
     futures_util::future::join_all(calls).await;
@@ -201,7 +201,7 @@ async fn two_workers_share_one_budget() {
 #[tokio::test]
 async fn changing_over_between_redis_and_the_process_adds_no_budget() {
     let Some((mut server, link)) = private_redis().await else { return };
-    let limiter = Limiter::new(&bot(RATE), Arc::clone(&link));
+    let limiter = Limiter::new(&bot(RATE), Arc::clone(&link), None);
     let take = async |number: u32| {
         for _ in 0..number {
             limiter.acquire().await;
@@ -221,11 +221,39 @@ async fn changing_over_between_redis_and_the_process_adds_no_budget() {
 }
 
 #[tokio::test]
+async fn bots_of_one_source_share_its_budget_over_workers_and_without_redis() {
+    let Some((server, link)) = private_redis().await else { return };
+    let other = second(&server, &link);
+    other.wait_until(true).await;
+    let bot = |name: &str| {
+        format!("[bots.{name}]\nbase_url = \"https://b.example\"\nclient_id = \"i\"\nclient_secret = \"s\"")
+    };
+    let roomy = "source = \"s\"\nrequests_per_second = 10000\n";
+    let settings = format!("{}\n{roomy}{}\n{roomy}[sources.s]\nrequests = 20\nper = \"1s\"", bot("one"), bot("two"));
+    let config = Config::parse(&settings, []).unwrap();
+    let [one, two] = ["one", "two"].map(|name| &config.bots[name]);
+    let limiter = |bot: &config::Bot, sources: &Sources, link: &Arc<RedisLink>| {
+        Limiter::new(bot, Arc::clone(link), sources.of(bot))
+    };
+    let absent = RedisLink::absent();
+    let alone = Sources::new(&config, &absent);
+    for limiters in [
+        [limiter(one, &Sources::new(&config, &link), &link), limiter(two, &Sources::new(&config, &other), &other)],
+        [limiter(one, &alone, &absent), limiter(two, &alone, &absent)],
+    ] {
+        let start = Instant::now();
+        futures_util::future::join_all((0..41).map(|number: usize| limiters[number % 2].acquire())).await;
+        // Two at once, and then one in each nineteenth of a second.
+        assert!(start.elapsed() >= Duration::from_micros(39 * 52_632), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_pause_holds_all_workers_and_a_shorter_one_does_not_end_it() {
     let Some((server, link)) = private_redis().await else { return };
     let other = second(&server, &link);
     other.wait_until(true).await;
-    let (one, two) = (Limiter::new(&bot(RATE), link), Limiter::new(&bot(RATE), other));
+    let (one, two) = (Limiter::new(&bot(RATE), link, None), Limiter::new(&bot(RATE), other, None));
     let start = Instant::now();
     one.pause(Duration::from_millis(400)).await;
     one.pause(Duration::from_millis(10)).await;

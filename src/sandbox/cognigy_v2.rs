@@ -115,12 +115,7 @@ pub(super) fn read_profile(exchange: &Exchange, id: &str, received: &Received) -
     };
     let fields: Map<String, Value> =
         context.iter().map(|((key, _), value)| (key.to_string(), Value::clone(value))).collect();
-    let mut answer = json!({"profileId": id});
-    if let Some(prevented) = fields.get("prevent_data_collection") {
-        answer["prevent_data_collection"] = prevented.clone();
-    }
-    answer["profile"] = Value::Object(fields);
-    Reply::json(200, answer.to_string())
+    Reply::json(200, json!({"_id": id, "active": true, "contactIds": [], "profile": fields}).to_string())
 }
 
 fn write(exchange: &Arc<Exchange>, wish: Wish, success: Reply) -> Result<Reply, Later> {

@@ -1,5 +1,6 @@
 //! The target against the sandbox.
 
+mod cognigy_v2;
 mod wire;
 
 use serde_json::json;

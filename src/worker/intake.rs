@@ -306,7 +306,7 @@ impl Intake {
 }
 
 fn supported(bot: &crate::config::Bot, job: Job) -> Result<Job, Invalid> {
-    match target::supports(bot.dialect, &job) {
+    match target::supports(bot, &job) {
         Ok(()) => Ok(job),
         Err(text) => Err(Invalid {
             rejection: Rejection::new(Reason::UnsupportedByDialect, text),

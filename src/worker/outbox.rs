@@ -4,14 +4,13 @@
 //! A publish that fails for a passing reason is repeated with the same bytes until it is confirmed or the process
 //! gives up at its deadline; then the job stays unacknowledged and comes again.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Chain;
+use crate::audit::Writer;
 use crate::broker::topology::Names;
-use crate::broker::{Mandatory, Message, PublishError, Publisher, header};
+use crate::broker::{Confirm, Mandatory, Message, PublishError, Publisher, header};
 use crate::config::Bot;
 use crate::outcome::{self, Outcome};
 use crate::retry;
@@ -21,7 +20,7 @@ use crate::retry;
 pub struct Outbox {
     publisher: Publisher,
     names: Names,
-    chain: Mutex<Chain>,
+    writer: Writer,
     digest_key: Vec<u8>,
     give_up: CancellationToken,
 }
@@ -35,31 +34,28 @@ impl Outbox {
     /// An outbox with an audit chain of its own. `give_up` ends all waiting.
     #[must_use]
     pub fn new(publisher: Publisher, names: Names, digest_key: Vec<u8>, give_up: CancellationToken) -> Self {
-        let chain = Mutex::new(Chain::new(uuid::Uuid::new_v4().to_string()));
-        Self { publisher, names, chain, digest_key, give_up }
+        let writer = Writer::new(publisher.clone());
+        Self { publisher, names, writer, digest_key, give_up }
     }
 
-    /// The next event of the audit chain, with its routing key. Publish in the order of sealing.
-    #[must_use]
-    pub fn seal(&self, bot: &Bot, outcome: &Outcome) -> (String, Message) {
-        let mut event = outcome.event(bot, &self.digest_key);
-        self.chain.lock().unwrap_or_else(PoisonError::into_inner).seal(&mut event);
-        let body = serde_json::Value::Object(event).to_string();
-        let message = Message::new(body)
-            .with_content_type(outcome::CONTENT_TYPE)
-            .with_message_id(&outcome.id(bot).to_string())
-            .with_type(outcome::TYPE)
-            .with_timestamp(outcome.time)
-            .with_text(header::TRACEPARENT, &outcome.traceparent);
-        (format!("{}.{}", bot.name, outcome.verdict.as_str()), message)
-    }
-
-    /// Publishes an outcome.
+    /// Publishes an outcome as the next event of the audit chain: its place in the chain, and in the stream, is
+    /// taken when this is first polled.
     ///
     /// # Errors
     /// [`Unconfirmed`].
-    pub async fn outcome(&self, routing_key: &str, event: &Message) -> Result<(), Unconfirmed> {
-        self.publish(&self.names.outcomes(), routing_key, event, Mandatory::No).await
+    pub async fn outcome(&self, bot: &Bot, outcome: &Outcome) -> Result<(), Unconfirmed> {
+        let (exchange, key) = (self.names.outcomes(), format!("{}.{}", bot.name, outcome.verdict.as_str()));
+        let in_message = |body: String| {
+            Message::new(body)
+                .with_content_type(outcome::CONTENT_TYPE)
+                .with_message_id(&outcome.id(bot).to_string())
+                .with_type(outcome::TYPE)
+                .with_timestamp(outcome.time)
+                .with_text(header::TRACEPARENT, &outcome.traceparent)
+        };
+        let event = outcome.event(bot, &self.digest_key);
+        let (message, confirm) = self.writer.hand_over(&exchange, &key, event, in_message, Mandatory::No);
+        self.see_through(&exchange, &key, &message, Mandatory::No, confirm).await
     }
 
     /// Publishes a dead letter.
@@ -85,10 +81,23 @@ impl Outbox {
         message: &Message,
         mandatory: Mandatory,
     ) -> Result<(), Unconfirmed> {
+        let confirm = self.publisher.hand_over(exchange, key, message, mandatory);
+        self.see_through(exchange, key, message, mandatory, confirm).await
+    }
+
+    /// Waits for the confirm of a message that was handed over; publishes it again where that is needed.
+    async fn see_through(
+        &self,
+        exchange: &str,
+        key: &str,
+        message: &Message,
+        mandatory: Mandatory,
+        mut confirm: Confirm,
+    ) -> Result<(), Unconfirmed> {
         let mut said = false;
         for delay in retry::reconnect_delays() {
             let error = tokio::select! {
-                result = self.publisher.publish(exchange, key, message, mandatory) => match result {
+                result = confirm.wait() => match result {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 },
@@ -104,6 +113,7 @@ impl Outbox {
                 () = tokio::time::sleep(if lasting { Duration::from_secs(1) } else { delay }) => {}
                 () = self.give_up.cancelled() => return Err(Unconfirmed),
             }
+            confirm = self.publisher.hand_over(exchange, key, message, mandatory);
         }
         Err(Unconfirmed)
     }

@@ -117,14 +117,7 @@ impl Context {
     }
 
     /// Everything about a verdict but its publication.
-    fn verdict(
-        &self,
-        conversation: &ConversationId,
-        task: Task,
-        envelope: Envelope,
-        ended: Ended,
-        work: Work,
-    ) -> Sealed {
+    fn verdict(&self, conversation: &ConversationId, task: Task, envelope: Envelope, ended: Ended, work: Work) -> Told {
         let attempts = task.attempts + u32::from(work.cost.requests > 0 && !ended.repeat);
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).insert(
             task.mark.clone(),
@@ -156,7 +149,7 @@ impl Context {
             traceparent: envelope.traceparent.clone(),
         };
         let status = ended.last_failure.and_then(|detail| detail.status);
-        self.seal(outcome, envelope, status)
+        self.tell(outcome, envelope, status)
     }
 
     /// The end of a message that is no job.
@@ -181,7 +174,7 @@ impl Context {
             timings: Timings { total: elapsed, ..Timings::default() },
             traceparent: envelope.traceparent.clone(),
         };
-        let (envelope, confirmed) = self.publish(self.seal(outcome, envelope, None)).await;
+        let (envelope, confirmed) = self.publish(self.tell(outcome, envelope, None)).await;
         if confirmed.is_err() {
             return Some(envelope);
         }
@@ -190,9 +183,8 @@ impl Context {
         None
     }
 
-    fn seal(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Sealed {
-        let config = self.bot.config();
-        let bot = config.name.clone();
+    fn tell(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Told {
+        let bot = self.bot.config().name.clone();
         metrics::counter!(names::JOBS, "bot" => bot.clone(), "verdict" => outcome.verdict.as_str()).increment(1);
         let letter = outcome.verdict.rejection().map(|rejection| {
             metrics::counter!(names::JOB_REASONS, "bot" => bot.clone(), "reason" => rejection.code.as_str())
@@ -209,8 +201,7 @@ impl Context {
             );
             self.letter(&outcome, rejection, &envelope, last_status)
         });
-        let (routing_key, event) = self.outbox.seal(config, &outcome);
-        Sealed { routing_key, event, letter, envelope }
+        Told { outcome, letter, envelope }
     }
 
     fn letter(
@@ -242,15 +233,15 @@ impl Context {
     }
 
     /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged.
-    async fn publish(&self, sealed: Sealed) -> (Envelope, Result<(), Unconfirmed>) {
-        let Sealed { routing_key, event, letter, envelope } = sealed;
-        let bot = &self.bot.config().name;
+    async fn publish(&self, told: Told) -> (Envelope, Result<(), Unconfirmed>) {
+        let Told { outcome, letter, envelope } = told;
+        let config = self.bot.config();
         let confirmed = async {
-            self.outbox.outcome(&routing_key, &event).await?;
+            self.outbox.outcome(config, &outcome).await?;
             if let Some(letter) = &letter {
                 self.outbox.dead_letter(letter).await?;
                 let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
-                metrics::counter!(names::DEAD_LETTERS, "bot" => bot.clone(), "reason" => reason).increment(1);
+                metrics::counter!(names::DEAD_LETTERS, "bot" => config.name.clone(), "reason" => reason).increment(1);
             }
             Ok(())
         };
@@ -260,9 +251,8 @@ impl Context {
 }
 
 /// A verdict ready to be published.
-struct Sealed {
-    routing_key: String,
-    event: Message,
+struct Told {
+    outcome: Outcome,
     letter: Option<Message>,
     envelope: Envelope,
 }

@@ -2,13 +2,19 @@
 //! anybody who can sort keys and compute SHA-256 (RFC 8785). The audit stream holds every outcome.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use context_injector::audit;
+use context_injector::broker::topology::{self, Names, Part};
+use context_injector::broker::{Broker, Mandatory, Message, Offset, Options, Publisher, subscribe};
 use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
+use crate::support::{amqp_url, config, unique_prefix, within};
 use crate::world::{LIMIT, Outcome, World};
 
 #[tokio::test]
@@ -71,6 +77,42 @@ async fn the_audit_stream_holds_every_outcome_in_order() {
     }
     let seen: Vec<Value> = world.outcomes().await.into_iter().map(|outcome| outcome.event).collect();
     assert_eq!(events, seen);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_sealed_side_by_side_is_in_the_stream_in_the_order_of_the_chain() {
+    const EVENTS: u64 = 4_000;
+    let config = config(amqp_url().await, &unique_prefix("order"), "");
+    let names = Names::new(&config.amqp.prefix);
+    let plan = topology::plan(&config, Part::Worker);
+    let broker = Broker::start_declaring(&config.amqp, "order", plan, CancellationToken::new());
+    within("a connection", broker.connection()).await;
+    let writer = Arc::new(audit::Writer::new(Publisher::new(&broker)));
+    let tasks = (0..8_u64).map(|task| {
+        let (writer, exchange) = (Arc::clone(&writer), names.outcomes());
+        tokio::spawn(async move {
+            for number in 0..EVENTS / 8 {
+                let event = json!({"id": format!("{task}-{number}")}).as_object().unwrap().clone();
+                let (_, confirm) = writer.hand_over(&exchange, "default.applied", event, Message::new, Mandatory::No);
+                // Some wait for their confirm, most go on: other tasks get in between either way.
+                if number % 16 == 0 {
+                    confirm.wait().await.unwrap();
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        within("a task", task).await.unwrap();
+    }
+    let options = Options { prefetch: 500, tag: "test".into(), from: Some(Offset::First) };
+    let mut stream = within("the stream", subscribe(&broker, &names.audit(), options)).await.unwrap();
+    for expected in 1..=EVENTS {
+        let incoming = within("an event", stream.next()).await.unwrap();
+        let event = serde_json::from_slice::<Value>(&incoming.message.body).unwrap();
+        assert_eq!(event["seq"], expected);
+        incoming.ack().await.unwrap();
+    }
 }
 
 fn chain_faults(outcomes: &[Outcome]) -> Vec<String> {

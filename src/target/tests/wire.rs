@@ -2,16 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{ID, applied, bot, conversation, failed};
-use crate::job::Scope;
+use super::{ID, bot, conversation, failed};
 use crate::target::*;
 
 /// A server that answers each connection's first request with a text, and keeps what it was sent.
-async fn canned(answers: Vec<&'static str>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+pub(super) async fn canned(answers: Vec<&'static str>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serving = tokio::spawn(async move {
@@ -37,10 +35,10 @@ fn is_whole(request: &[u8]) -> bool {
     body.len() >= length.map_or(0, |length| length.parse().unwrap())
 }
 
-const TOKEN: &str =
+pub(super) const TOKEN: &str =
     "HTTP/1.1 200 OK\r\ncontent-length: 41\r\nconnection: close\r\n\r\n{\"access_token\":\"t-1\",\"expires_in\":3600 }";
 
-fn lines(request: &str) -> BTreeSet<&str> {
+pub(super) fn lines(request: &str) -> BTreeSet<&str> {
     request.lines().collect()
 }
 
@@ -114,50 +112,4 @@ async fn a_connection_that_breaks_after_sending_is_ambiguous() {
         let failure = failed(target.write(&conversation(ID), Bytes::from_static(b"{}"), None, None).await);
         assert!(matches!(failure, Failure::Ambiguous(_)), "{answer:?}: {failure:?}");
     }
-}
-
-const EMPTY: &str = "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
-const MISSING: &str = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-const V2: &str = "dialect = \"cognigy-v2\"\nuser_id = \"u/1\"";
-
-#[tokio::test]
-async fn cognigy_v2_writes_session_and_profile_and_cannot_read() {
-    let (url, serving) = canned(vec![EMPTY, EMPTY, EMPTY, MISSING]).await;
-    let bot = bot(&url, &format!("{V2}\napi_key = \"sesame\""));
-    let target = Target::new(&bot).unwrap();
-    let change = |scope, key: &str, value| Change { name: Name::new(scope, key), value: Some(value) };
-    let changes = [change(Scope::Session, "cart", json!(149.5)), change(Scope::User, "tier", json!("premium"))];
-    let body = encode(&bot, &conversation(ID), &changes);
-    let write = target.write(&conversation(ID), body.clone(), None, None).await;
-    assert_eq!(write, Write::Applied { version: None });
-    assert!(matches!(target.read(&conversation(ID), None).await, Read::Failed(Failure::Refused(_))));
-    let failure = failed(target.write(&conversation(ID), body, None, None).await);
-    assert!(matches!(failure, Failure::Ambiguous(_)), "half of it was written: {failure:?}");
-
-    let requests = serving.await.unwrap();
-    let (session, profile) = (lines(&requests[0]), lines(&requests[1]));
-    for line in [
-        "POST /new/v2.0/sessions/conv_1/context/inject HTTP/1.1",
-        "x-api-key: sesame",
-        "accept: application/json",
-        r#"{"userId":"u/1","context":{"cart":149.5}}"#,
-    ] {
-        assert!(session.contains(line), "{line} in {session:?}");
-    }
-    for line in ["PATCH /new/v2.0/profiles/u%2F1 HTTP/1.1", r#"{"profile":{"tier":"premium"}}"#] {
-        assert!(profile.contains(line), "{line} in {profile:?}");
-    }
-}
-
-#[tokio::test]
-async fn cognigy_v2_takes_client_credentials_too() {
-    let (url, serving) = canned(vec![TOKEN, EMPTY]).await;
-    let bot = bot(&url, V2);
-    let change = Change { name: Name::new(Scope::Conversation, "k"), value: Some(json!("v")) };
-    let body = encode(&bot, &conversation(ID), &[change]);
-    applied(Target::new(&bot).unwrap().write(&conversation(ID), body, None, None).await);
-    let requests = serving.await.unwrap();
-    assert!(lines(&requests[0]).contains("POST /auth/oauth2/token HTTP/1.1"));
-    assert!(!requests[0].contains("scope="));
-    assert!(lines(&requests[1]).contains("authorization: Bearer t-1"));
 }

@@ -1,0 +1,102 @@
+//! One budget, shared by all workers through Redis and kept here while Redis is away. Rules:
+//! - Redis' clock counts there, the process' own monotonic clock here; what crosses is a length of time.
+//! - Changing over does not add budget: what one side has reserved ahead is carried to the other.
+//!
+//! A place that was reserved by a caller who went away is lost; that costs one request at the most.
+
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::Script;
+use tokio::time::Instant;
+
+use super::gcra::{Budget, Gcra};
+use crate::redis_link::RedisLink;
+
+/// The same algorithm on Redis' clock. Keys: arrival time, end of the pause. Arguments: interval, tolerance, what
+/// is reserved ahead elsewhere. Returns {0, wait, ahead} or, during a pause, {1, its rest, 0}.
+static RESERVE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local t = redis.call('TIME')
+local now = tonumber(t[1]) * 1000000 + tonumber(t[2])
+local pause = redis.call('PTTL', KEYS[2])
+if pause > 0 then return {1, pause * 1000, 0} end
+local interval, tolerance, ahead = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now + ahead)
+local wait = math.max(0, arrival - tolerance - now)
+arrival = arrival + interval
+redis.call('SET', KEYS[1], string.format('%.0f', arrival), 'PX', math.ceil((arrival - now) / 1000) + 1)
+return {0, wait, arrival - now}
+",
+    )
+});
+
+/// One budget.
+#[derive(Debug)]
+pub struct Meter {
+    budget: Budget,
+    redis: Arc<RedisLink>,
+    arrival_key: String,
+    pause_key: String,
+    epoch: Instant,
+    local: Mutex<Local>,
+}
+
+#[derive(Debug, Default)]
+struct Local {
+    gcra: Gcra,
+    /// Whether the last place was reserved here, so that Redis does not know of it.
+    apart: bool,
+}
+
+/// What a reservation comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A request may go then.
+    At(Instant),
+    /// No place: the budget is paused until then.
+    PausedUntil(Instant),
+}
+
+impl Meter {
+    /// A budget by its keys in Redis: where it stands, and whether it is paused.
+    #[must_use]
+    pub fn new(budget: Budget, arrival_key: String, pause_key: String, redis: Arc<RedisLink>) -> Self {
+        Self { budget, redis, arrival_key, pause_key, epoch: Instant::now(), local: Mutex::default() }
+    }
+
+    /// Reserves the next place.
+    pub async fn reserve(&self) -> Place {
+        let carried = {
+            let local = self.local();
+            if local.apart { local.gcra.ahead(self.micros(Instant::now())) } else { 0 }
+        };
+        let mut script = RESERVE.key(&self.arrival_key);
+        script.key(&self.pause_key).arg(self.budget.interval()).arg(self.budget.tolerance()).arg(carried);
+        let answer = self.redis.call::<(u8, u64, u64)>(&script).await;
+        // Redis looked at its clock before now: counted from now, no request goes too early.
+        let now = Instant::now();
+        let mut local = self.local();
+        match answer {
+            Ok((0, wait, ahead)) => {
+                local.gcra.at_least(ahead, self.micros(now));
+                local.apart = false;
+                Place::At(now + Duration::from_micros(wait))
+            }
+            Ok((_, rest, _)) => Place::PausedUntil(now + Duration::from_micros(rest)),
+            Err(_) => {
+                local.apart = true;
+                Place::At(now + Duration::from_micros(local.gcra.reserve(self.budget, self.micros(now))))
+            }
+        }
+    }
+
+    fn micros(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn local(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
