@@ -44,6 +44,7 @@ pub mod headers;
 pub mod held;
 pub mod memory;
 pub mod pace;
+pub mod removed;
 pub mod schedule;
 pub mod signature;
 mod watch;
@@ -134,10 +135,17 @@ pub async fn serve(config: &Config, broker: &Broker, health: &Health, stop: Canc
         }
     }
     tracing::info!(endpoints = config.endpoints.len() - unusable.len(), "the relay delivers");
-    if let Some(memory) = memory {
+    if let Some(memory) = memory.clone() {
         tasks.spawn(memory.follow(gates.clone(), health.clone(), stop.clone()));
     }
-    let watch = Watch { broker: broker.clone(), names: Names::new(&config.amqp.prefix), gates, unusable };
+    let watch = Watch {
+        broker: broker.clone(),
+        names: Names::new(&config.amqp.prefix),
+        gates,
+        unusable,
+        memory,
+        removed: BTreeMap::new(),
+    };
     tasks.spawn(watch.keep(health.clone(), stop.clone()));
 
     stop.cancelled().await;

@@ -108,6 +108,39 @@ impl Memory {
         Ok(removed > 0)
     }
 
+    /// Every endpoint that a relay has served and whose queue was not found deleted.
+    ///
+    /// # Errors
+    /// Redis cannot be asked.
+    pub async fn served(&self) -> RedisResult<Vec<String>> {
+        self.redis.clone().hkeys(self.key("served")).await
+    }
+
+    /// Remembers that these endpoints are served.
+    ///
+    /// # Errors
+    /// Redis cannot be told.
+    pub async fn serve(&self, endpoints: impl IntoIterator<Item = &String>) -> RedisResult<()> {
+        let now = Timestamp::now().as_millisecond();
+        let entries = endpoints.into_iter().map(|name| (name.as_str(), now)).collect::<Vec<_>>();
+        match entries.is_empty() {
+            true => Ok(()),
+            false => self.redis.clone().hset_multiple(self.key("served"), &entries).await,
+        }
+    }
+
+    /// Forgets everything of an endpoint that is gone for good.
+    ///
+    /// # Errors
+    /// Redis cannot be told.
+    pub async fn forget(&self, endpoint: &str) -> RedisResult<()> {
+        let mut pipe = redis::pipe();
+        for table in ["served", "disabled", "breakers", "held", "wishes"] {
+            pipe.hdel(self.key(table), endpoint).ignore();
+        }
+        pipe.query_async(&mut self.redis()).await
+    }
+
     async fn save_held(&self, endpoint: &str, held: Option<&Held>) -> RedisResult<()> {
         match held {
             Some(held) => self.put("held", endpoint, held).await,
