@@ -94,7 +94,7 @@ async fn every_command_can_be_typed() {
     let shown = shown.filter_map(|line| line.strip_prefix("context-injector "));
     let named = RUNBOOK.split('`').filter(|span| !span.contains('\n'));
     let named = named.map(|span| span.strip_prefix("context-injector ").unwrap_or(span));
-    let ours = ["dead-letters ", "endpoints ", "topology ", "config ", "inject ", "schema "];
+    let ours = ["audit ", "dead-letters ", "endpoints ", "topology ", "config ", "inject ", "schema "];
     let named = named.filter(|span| ours.iter().any(|start| span.starts_with(start)));
     let commands: BTreeSet<_> = shown.chain(named).map(|line| line.split(" #").next().unwrap().trim()).collect();
     assert!(commands.len() > 20, "{commands:?}");
