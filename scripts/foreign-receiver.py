@@ -3,14 +3,19 @@
 
     python3 -m venv /tmp/venv && /tmp/venv/bin/pip install standardwebhooks cryptography cloudevents
     /tmp/venv/bin/python scripts/foreign-receiver.py target/debug/context-injector
+    /tmp/venv/bin/python scripts/foreign-receiver.py --serve whsec_…
 
 Starts a receiver on loopback and sends it `endpoints test`: signatures of v1 are verified by the reference library
 of Standard Webhooks, those of v1a by `cryptography`, the event is read by the CloudEvents SDK. While keys rotate,
 receivers with the old and with the new key must both be content. Exit code 1 if anybody is not.
+
+With --serve it prints its address and then a JSON object for each delivery: the event as the CloudEvents SDK reads
+it, or the problem. It ends with its standard input. The tests have a worker's outcomes delivered to it by a relay.
 """
 
 import base64
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -56,7 +61,7 @@ CASES = [
 
 
 class Receiver(http.server.BaseHTTPRequestHandler):
-    checks, problems = [], []
+    checks, problems, tell = [], [], None
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -66,15 +71,31 @@ class Receiver(http.server.BaseHTTPRequestHandler):
                 check(headers, body)
             event = cloudevents_http.from_http_event(cloudevents_http.HTTPMessage(headers=headers, body=body))
             assert event.get_id() == headers["webhook-id"], "webhook-id is not the event's id"
-            status = 204
+            status, said = 204, {
+                "id": event.get_id(), "type": event.get_type(), "source": event.get_source(),
+                "subject": event.get_subject(), "time": event.get_time().isoformat(),
+                "extensions": sorted(event.get_attributes().keys()), "data": event.get_data(),
+            }
         except Exception as problem:
             Receiver.problems.append("%s: %s" % (type(problem).__name__, problem))
-            status = 401
+            status, said = 401, {"problem": Receiver.problems[-1]}
+        if Receiver.tell:
+            Receiver.tell(json.dumps(said, default=str))
         self.send_response(status)
         self.end_headers()
 
     def log_message(self, *_):
         pass
+
+
+def serve(secret):
+    Receiver.checks = [by_reference(secret)]
+    Receiver.tell = lambda line: print(line, flush=True)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print("http://127.0.0.1:%d/" % server.server_port, flush=True)
+    sys.stdin.read()
+    return 0
 
 
 def main(binary):
@@ -97,4 +118,4 @@ def main(binary):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(serve(sys.argv[2]) if sys.argv[1] == "--serve" else main(sys.argv[1]))

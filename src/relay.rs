@@ -12,7 +12,7 @@
 //!   the dead letters) was confirmed. A disabled, broken or wrongly set endpoint's events wait in its queue.
 //! - At least once: a receiver knows a repetition by `webhook-id`, which is the event's id.
 //! - An endpoint that cannot be used by its settings is disabled with the reason; the others go on.
-//! - No order is promised.
+//! - No order is promised, except to an endpoint that is `ordered`: there an event that fails holds the later ones.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -41,8 +41,10 @@ pub mod event;
 pub mod gate;
 pub mod hand_over;
 pub mod headers;
+pub mod held;
 pub mod memory;
 pub mod pace;
+pub mod removed;
 pub mod schedule;
 pub mod signature;
 mod watch;
@@ -117,6 +119,7 @@ pub async fn serve(config: &Config, broker: &Broker, health: &Health, stop: Canc
                     publisher: publisher.clone(),
                     names: Names::new(&config.amqp.prefix),
                     endpoint: endpoint.name.clone(),
+                    ordered: endpoint.ordered,
                 };
                 let schedule = Schedule::new(&config.relay.retry_schedule);
                 let gate = Arc::clone(gate);
@@ -132,10 +135,17 @@ pub async fn serve(config: &Config, broker: &Broker, health: &Health, stop: Canc
         }
     }
     tracing::info!(endpoints = config.endpoints.len() - unusable.len(), "the relay delivers");
-    if let Some(memory) = memory {
+    if let Some(memory) = memory.clone() {
         tasks.spawn(memory.follow(gates.clone(), health.clone(), stop.clone()));
     }
-    let watch = Watch { broker: broker.clone(), names: Names::new(&config.amqp.prefix), gates, unusable };
+    let watch = Watch {
+        broker: broker.clone(),
+        names: Names::new(&config.amqp.prefix),
+        gates,
+        unusable,
+        memory,
+        removed: BTreeMap::new(),
+    };
     tasks.spawn(watch.keep(health.clone(), stop.clone()));
 
     stop.cancelled().await;

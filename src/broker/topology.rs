@@ -103,7 +103,7 @@ fn plan_jobs(plan: &mut Plan, config: &Config, names: &Names) {
     plan.browsed(names.jobs_dead());
     plan.browsed(names.jobs_quarantine());
     for bot in config.bots.keys() {
-        plan.work_queue(names.jobs_of(bot), &names.jobs_quarantine());
+        plan.work_queue(names.jobs_of(bot), &names.jobs_quarantine(), DELIVERY_LIMIT);
         plan.bind(names.jobs_of(bot), names.jobs(), bot);
     }
     for delay in rungs(&config.retry.schedule) {
@@ -139,7 +139,10 @@ fn plan_endpoints(plan: &mut Plan, config: &Config, names: &Names) {
     plan.exchange(names.webhooks(), ExchangeKind::Direct, &[alternate]);
     for endpoint in config.endpoints.values() {
         let queue = names.webhooks_of(&endpoint.name);
-        plan.work_queue(queue.clone(), &names.webhooks_quarantine());
+        // The event that holds an ordered queue comes back for as long as its receiver is ill, and must not go away
+        // before its turn.
+        let limit = if endpoint.ordered { BROWSE_LIMIT } else { DELIVERY_LIMIT };
+        plan.work_queue(queue.clone(), &names.webhooks_quarantine(), limit);
         plan.bind(queue.clone(), names.webhooks(), &endpoint.name);
         for pattern in &endpoint.events {
             plan.bind(queue.clone(), names.outcomes(), pattern);
@@ -166,14 +169,14 @@ impl Plan {
         self.0.push(Declaration::Binding { queue, exchange, key: key.to_owned() });
     }
 
-    /// A queue that one process at a time works on; what crashes its consumers goes to `quarantine`.
-    fn work_queue(&mut self, name: String, quarantine: &str) {
+    /// A queue that one process at a time works on; what crashes its consumers, `limit` times, goes to `quarantine`.
+    fn work_queue(&mut self, name: String, quarantine: &str, limit: i64) {
         self.queue(
             name,
             &[
                 ("x-queue-type", text("quorum")),
                 ("x-single-active-consumer", AMQPValue::Boolean(true)),
-                ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
+                ("x-delivery-limit", AMQPValue::LongLongInt(limit)),
                 ("x-dead-letter-exchange", text("")),
                 ("x-dead-letter-routing-key", text(quarantine)),
                 ("x-dead-letter-strategy", text("at-least-once")),
@@ -287,6 +290,16 @@ mod tests {
         assert!(has_binding(&plan, "context.webhooks.analytics", "context.outcomes", "*.applied"));
         assert!(has_binding(&plan, "context.webhooks.analytics", "context.outcomes", "default.#"));
         assert!(has_binding(&plan, "context.audit", "context.outcomes", "#"));
+    }
+
+    #[test]
+    fn what_holds_an_ordered_queue_may_come_back_as_often_as_it_must() {
+        let ordered = "[endpoints.log]\nurl = \"https://l.example\"\nsecret = \"whsec_AAAA\"\n\
+                       ordered = true\nmax_in_flight = 1\n";
+        let plan = plan(&config(ordered), Part::Relay);
+        let limit = |queue: &str| arguments(&plan, queue).inner().get("x-delivery-limit").cloned();
+        assert_eq!(limit("context.webhooks.log"), Some(AMQPValue::LongLongInt(1_000_000)));
+        assert_eq!(limit("context.webhooks.analytics"), Some(AMQPValue::LongLongInt(100)));
     }
 
     #[test]

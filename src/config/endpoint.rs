@@ -34,6 +34,8 @@ pub struct Endpoint {
     pub connect_timeout: Duration,
     /// Deliveries under way at the same time.
     pub max_in_flight: u16,
+    /// Whether events are delivered in the order of their queue: one that fails holds the later ones.
+    pub ordered: bool,
     /// Whether other 4xx answers are retried.
     pub retry_client_errors: bool,
     /// Deliveries per second; 0 is no limit.
@@ -69,6 +71,7 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Endpoint {
         timeout: section.duration("timeout", Duration::from_millis(10)..=Duration::from_secs(300)),
         connect_timeout: section.duration("connect_timeout", Duration::from_millis(10)..=Duration::from_secs(60)),
         max_in_flight: u16::try_from(section.integer("max_in_flight", 1..=1_000)).unwrap_or(1_000),
+        ordered: section.boolean("ordered"),
         retry_client_errors: section.boolean("retry_client_errors"),
         requests_per_second: section.integer("requests_per_second", 0..=100_000),
         record_answers: section.boolean("record_answers"),
@@ -77,6 +80,13 @@ pub(super) fn read(name: &str, section: &Section<'_>) -> Endpoint {
     if endpoint.url.expose().starts_with("http://") && !endpoint.allow_http {
         let host = show_host(endpoint.url.expose());
         section.problem("url", format!("{host}/… begins with http://; use https:// or set allow_http = true"));
+    }
+    if endpoint.ordered && endpoint.max_in_flight != 1 {
+        let text = format!(
+            "= true needs max_in_flight = 1 (it is {}): deliveries under way at the same time have no order",
+            endpoint.max_in_flight
+        );
+        section.problem("ordered", text);
     }
     for (name, value) in &endpoint.headers {
         if let Err(error) = crate::relay::headers::parse(name, value) {

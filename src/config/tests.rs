@@ -139,6 +139,14 @@ fn what_is_shown_can_be_read_again() {
 }
 
 #[test]
+fn order_needs_one_delivery_at_a_time() {
+    let endpoint = "[endpoints.log]\nurl = \"https://log.example.com\"\nsecret = \"whsec_x\"\nordered = true\n";
+    let text = refusal(&format!("{BOT}{endpoint}"), &[]);
+    assert!(text.contains("endpoints.log.ordered: = true needs max_in_flight = 1 (it is 10)"), "{text}");
+    assert!(parse(&format!("{BOT}{endpoint}max_in_flight = 1\n"), &[]).unwrap().endpoints["log"].ordered);
+}
+
+#[test]
 fn endpoints_are_checked() {
     let endpoint = "[endpoints.crm]\nurl = \"http://crm.example.com/hook/t0ken\"\nsecret = \"whsec_x\"\nevents = [\"a.b.c\"]\nallow_networks = [\"10.0.0/8\"]\n";
     let text = refusal(&format!("{BOT}{endpoint}"), &[]);

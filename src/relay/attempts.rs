@@ -1,9 +1,10 @@
-//! The record of tries, for people: the last ones of each endpoint, and all of an event that did not arrive at
-//! once. Kept in Redis, off the delivery's path: a full channel or an absent Redis costs records (counted), never
-//! a delivery.
+//! The record of tries, for people: the last ones of each endpoint, and beside them the last ones that failed or
+//! came after a failure, so that a busy endpoint's successes do not push them out. Kept in Redis, off the delivery's
+//! path: a full channel or an absent Redis costs records (counted), never a delivery.
 //!
-//! Bounds: 1,000 tries an endpoint, 50 an event, 7 days; 512 bytes of an answer, none where `record_answers` is
-//! false.
+//! Bounds: 1,000 tries and 2,000 troubled ones an endpoint, of about 1 kB, for 7 days after the last; 512 bytes of an
+//! answer, none where `record_answers` is false. There is no key per event: a receiver that refuses everything would
+//! fill Redis with them.
 
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ use super::delivery::{Ending, Tried};
 use super::memory::Memory;
 
 /// Tries kept of an endpoint.
-const KEPT_OF_ENDPOINT: isize = 1_000;
-/// Tries kept of an event.
-const KEPT_OF_EVENT: isize = 50;
+const KEPT: isize = 1_000;
+/// Tries kept of an endpoint that failed, or came after a failure.
+const KEPT_TROUBLED: isize = 2_000;
 /// How long.
 const KEPT_SECONDS: i64 = 7 * 86_400;
 /// Records that wait to be written.
@@ -44,7 +45,7 @@ pub struct Record {
     pub status: Option<u16>,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
-    /// What became of the event: `delivered`, `later`, `parked`, `disabled`, `dead`.
+    /// What became of the event: `delivered`, `later`, `held`, `parked`, `disabled`, `dead`.
     pub fate: String,
     /// Why, in a sentence; empty for a success.
     pub reason: String,
@@ -63,6 +64,7 @@ impl Record {
         let fate_word = match fate {
             Fate::Delivered => "delivered",
             Fate::Later(_) => "later",
+            Fate::Held(_) => "held",
             Fate::Parked => "parked",
             Fate::Disable => "disabled",
             Fate::Dead(Reason::AttemptsExhausted | Reason::NotAnEvent | Reason::RefusedByReceiver) => "dead",
@@ -125,10 +127,9 @@ async fn store(memory: &Memory, records: &[Record]) -> RedisResult<()> {
         let mut keep = |key: String, kept: isize| {
             pipe.lpush(&key, &text).ignore().ltrim(&key, 0, kept - 1).ignore().expire(&key, KEPT_SECONDS).ignore();
         };
-        keep(memory.key(&format!("tries:endpoint:{}", record.endpoint)), KEPT_OF_ENDPOINT);
-        // What arrives at once is told by the endpoint's list; a list per event would fill Redis.
+        keep(memory.key(&all(&record.endpoint)), KEPT);
         if record.number > 1 || record.fate != "delivered" {
-            keep(memory.key(&format!("tries:event:{}", record.event)), KEPT_OF_EVENT);
+            keep(memory.key(&troubled(&record.endpoint)), KEPT_TROUBLED);
         }
     }
     pipe.query_async(&mut memory.redis()).await
@@ -139,7 +140,7 @@ async fn store(memory: &Memory, records: &[Record]) -> RedisResult<()> {
 /// # Errors
 /// Redis cannot be asked.
 pub async fn of_endpoint(memory: &Memory, endpoint: &str, limit: isize) -> RedisResult<Vec<Record>> {
-    read(memory, &format!("tries:endpoint:{endpoint}"), limit).await
+    read(memory, &all(endpoint), limit).await
 }
 
 /// The tries of an event, newest first, at all the endpoints named.
@@ -147,14 +148,24 @@ pub async fn of_endpoint(memory: &Memory, endpoint: &str, limit: isize) -> Redis
 /// # Errors
 /// Redis cannot be asked.
 pub async fn of_event(memory: &Memory, event: &str, endpoints: &[String]) -> RedisResult<Vec<Record>> {
-    let mut found = read(memory, &format!("tries:event:{event}"), KEPT_OF_EVENT).await?;
+    let mut found = Vec::new();
     for endpoint in endpoints {
-        let more = of_endpoint(memory, endpoint, KEPT_OF_ENDPOINT).await?;
-        found.extend(more.into_iter().filter(|record| record.event == event));
+        for (list, kept) in [(all(endpoint), KEPT), (troubled(endpoint), KEPT_TROUBLED)] {
+            let records = read(memory, &list, kept).await?;
+            found.extend(records.into_iter().filter(|record| record.event == event));
+        }
     }
     found.sort_by(|one, other| other.at.cmp(&one.at).then_with(|| one.endpoint.cmp(&other.endpoint)));
     found.dedup();
     Ok(found)
+}
+
+fn all(endpoint: &str) -> String {
+    format!("tries:all:{endpoint}")
+}
+
+fn troubled(endpoint: &str) -> String {
+    format!("tries:troubled:{endpoint}")
 }
 
 async fn read(memory: &Memory, key: &str, limit: isize) -> RedisResult<Vec<Record>> {

@@ -1,31 +1,27 @@
 //! `endpoints …`: what an operator sees of the webhook receivers and does with them. Settings come from the file,
 //! the rest from RabbitMQ and Redis; a running relay follows within a second and needs no restart.
 
-use std::collections::HashMap;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::address_filter::VettedResolver;
 use super::attempts::{self, Record};
-use super::breaker::Saved;
 use super::decision::explain_ending;
 use super::delivery::{Ending, Receiver};
 use super::event::Event;
 use super::gate::Disabled;
 use super::memory::Memory;
+use super::removed::Removed;
 use super::signature::{Signer, pair_secret, shared_secret};
-use crate::broker::Broker;
-use crate::broker::topology::{self, Names};
 use crate::config::{Config, Endpoint, show_duration};
 
-/// How long RabbitMQ is waited for.
-const BROKER_WAIT: Duration = Duration::from_secs(5);
+mod known;
+
+use known::Known;
 
 /// `endpoints …`.
 #[derive(Debug, clap::Subcommand)]
@@ -60,7 +56,7 @@ pub enum Command {
         /// Its name in the settings
         name: String,
     },
-    /// Ends being disabled, and probes a broken endpoint at once
+    /// Ends being disabled, and tries a broken or held endpoint at once
     Enable {
         /// Its name in the settings
         name: String,
@@ -110,60 +106,6 @@ fn find<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Endpoint> {
     }
 }
 
-/// What is known of the endpoints from outside the settings.
-struct Known {
-    /// What Redis remembers, if it can be asked.
-    remembered: Option<Remembered>,
-    waiting: HashMap<String, u32>,
-    /// What could not be asked.
-    gaps: Vec<String>,
-}
-
-impl Known {
-    async fn gather(config: &Config) -> Self {
-        let mut gaps = Vec::new();
-        let remembered = remembered(config).await.map_err(|error| {
-            gaps.push(format!("{error}: who is disabled or broken is not known"));
-        });
-        let remembered = remembered.ok();
-        let waiting = waiting(config).await.unwrap_or_else(|error| {
-            gaps.push(format!("{error}: how many events wait is not known"));
-            HashMap::new()
-        });
-        Self { remembered, waiting, gaps }
-    }
-
-    /// State in a word, and why, if there is a why.
-    fn state(&self, endpoint: &Endpoint) -> (&'static str, String) {
-        if let Err(unusable) = Receiver::new(endpoint) {
-            return ("unusable", unusable.to_string());
-        }
-        let Some((disabled, breakers)) = &self.remembered else { return ("unknown", String::new()) };
-        if let Some(Disabled { since, reason }) = disabled.get(&endpoint.name) {
-            return ("disabled", format!("{reason} (since {since:.0})"));
-        }
-        match breakers.get(&endpoint.name) {
-            Some(Saved { open_until_ms: 1.., openings }) => {
-                ("broken", format!("it does not take events; left alone {openings} time(s), probed again later"))
-            }
-            Some(_) => ("recovering", "it takes events again, a few at a time".to_owned()),
-            None => ("active", String::new()),
-        }
-    }
-
-    fn waiting_of(&self, endpoint: &Endpoint) -> Option<u32> {
-        self.waiting.get(&endpoint.name).copied()
-    }
-}
-
-type Remembered = (HashMap<String, Disabled>, HashMap<String, Saved>);
-
-async fn remembered(config: &Config) -> anyhow::Result<Remembered> {
-    let memory = memory(config)?;
-    let cannot_ask = |error| cannot_ask(config, &error);
-    Ok((memory.disabled().await.map_err(cannot_ask)?, memory.breakers().await.map_err(cannot_ask)?))
-}
-
 fn memory(config: &Config) -> anyhow::Result<Memory> {
     Memory::new(&config.redis).map_err(|error| anyhow!("redis.url ({}) cannot be used: {error}", config.redis.url))
 }
@@ -171,24 +113,6 @@ fn memory(config: &Config) -> anyhow::Result<Memory> {
 /// The client's error tells its own cause, so no chain is made of it.
 fn cannot_ask(config: &Config, error: &redis::RedisError) -> anyhow::Error {
     anyhow!("Redis at {} cannot be asked: {error}", config.redis.url)
-}
-
-async fn waiting(config: &Config) -> anyhow::Result<HashMap<String, u32>> {
-    let broker = Broker::start(&config.amqp, "context-injector endpoints", CancellationToken::new());
-    let asking = async {
-        let connection = broker.connection_within(BROKER_WAIT).await?;
-        let names = Names::new(&config.amqp.prefix);
-        let mut waiting = HashMap::new();
-        for endpoint in config.endpoints.keys() {
-            if let Some(depth) = topology::depth(&connection, &names.webhooks_of(endpoint)).await? {
-                waiting.insert(endpoint.clone(), depth.ready);
-            }
-        }
-        Ok(waiting)
-    };
-    let answer = asking.await;
-    broker.close().await;
-    answer
 }
 
 async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
@@ -214,6 +138,13 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         println!("{name:<20} {state:<10} {waiting:>9}  {url:<36} {events}");
         if !reason.is_empty() {
             println!("{:<20} {reason}", "");
+        }
+    }
+    for (name, Removed { waiting, advice }) in &known.queues.removed {
+        if json {
+            println!("{}", json!({ "endpoint": name, "state": "removed", "reason": advice, "waiting": waiting }));
+        } else {
+            println!("{name:<20} {:<10} {waiting:>9}\n{:<20} {advice}", "removed", "");
         }
     }
     known.gaps.iter().for_each(|gap| eprintln!("note: {gap}"));
@@ -298,7 +229,7 @@ async fn event(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode
             println!("{}", serde_json::to_string(record)?);
         }
     } else if records.is_empty() {
-        println!("No try of {id} is recorded: the last 1,000 of each endpoint are, and for 7 days what failed.");
+        println!("No try of {id} is recorded: the last 1,000 of each endpoint are, and the last 2,000 that failed.");
     } else {
         print_records(&records, true);
     }
@@ -360,7 +291,7 @@ async fn enable(config: &Config, endpoint: &Endpoint) -> anyhow::Result<ExitCode
     if was_disabled {
         println!("{name} is enabled; a running relay delivers its events from now on.");
     } else {
-        println!("{name} was not disabled; if it is broken, a running relay probes it now.");
+        println!("{name} was not disabled; if it is broken or held, a running relay tries it now.");
     }
     if let Err(unusable) = Receiver::new(endpoint) {
         println!("It still cannot be used: {unusable}.");

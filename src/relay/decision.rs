@@ -2,7 +2,8 @@
 //!
 //! Rules: the failure that opens the breaker is an attempt, a failed probe is not; an address that our own rules
 //! refuse is never an attempt (DNS may change back, and the setting may be made). A receiver that refuses this very
-//! event is well.
+//! event is well. Where the endpoint is ordered, an event that failed keeps its place and holds the later ones; it is
+//! given up only if the receiver refuses it for good, since going on without it would break the order.
 
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub enum Fate {
     Delivered,
     /// It waits on a rung for its next try.
     Later(Duration),
+    /// It keeps its place at the head of its queue, which waits so long.
+    Held(Duration),
     /// It goes back to its queue untouched: no attempt was made, or it says nothing.
     Parked,
     /// It goes back to its queue, and the endpoint is disabled.
@@ -60,21 +63,33 @@ pub struct Try<'a> {
     pub probe: bool,
 }
 
+/// What the endpoint's settings say about failures.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy<'a> {
+    /// When the next try is due.
+    pub schedule: &'a Schedule,
+    /// Whether the 4xx that say nothing about time are retried.
+    pub retry_client_errors: bool,
+    /// Whether no event may overtake one that failed.
+    pub ordered: bool,
+}
+
 /// Decides. `jitter` is uniform in 0..1.
 #[must_use]
-pub fn decide(tried: Try<'_>, schedule: &Schedule, retry_client_errors: bool, jitter: f64) -> (Health, Fate) {
+pub fn decide(tried: Try<'_>, policy: Policy<'_>, jitter: f64) -> (Health, Fate) {
     let retry_after = match tried.ending {
         Ending::Failed(Failure::Refused(_)) => return (Health::Refused, Fate::Parked),
         Ending::Failed(_) => None,
-        Ending::Answered { status, retry_after } => match react(*status, retry_client_errors) {
+        Ending::Answered { status, retry_after } => match react(*status, policy.retry_client_errors) {
             Reaction::Delivered => return (Health::Well, Fate::Delivered),
             Reaction::Disable => return (Health::Well, Fate::Disable),
             Reaction::GiveUp => return (Health::Well, Fate::Dead(Reason::RefusedByReceiver)),
             Reaction::Retry => *retry_after,
         },
     };
-    let fate = match schedule.next(tried.number, retry_after, jitter) {
+    let fate = match policy.schedule.next(tried.number, retry_after, jitter) {
         _ if tried.probe => Fate::Parked,
+        _ if policy.ordered => Fate::Held(policy.schedule.hold(tried.number, retry_after, jitter)),
         Next::Wait(wait) => Fate::Later(wait),
         Next::Exhausted => Fate::Dead(Reason::AttemptsExhausted),
     };
@@ -97,8 +112,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn decided(ending: Ending, number: u32, probe: bool) -> (Health, Fate) {
+        decided_by(ending, number, probe, false)
+    }
+
+    fn decided_by(ending: Ending, number: u32, probe: bool, ordered: bool) -> (Health, Fate) {
         let schedule = Schedule::new(&[5 * SECOND, 60 * SECOND]);
-        decide(Try { ending: &ending, number, probe }, &schedule, false, 0.5)
+        let policy = Policy { schedule: &schedule, retry_client_errors: false, ordered };
+        decide(Try { ending: &ending, number, probe }, policy, 0.5)
     }
 
     fn answered(status: u16) -> Ending {
@@ -125,6 +145,19 @@ mod tests {
             assert_eq!(decided(timed_out(), number, true).1, Fate::Parked);
             assert_eq!(decided(answered(204), number, true), (Health::Well, Fate::Delivered));
         }
+    }
+
+    #[test]
+    fn where_order_counts_a_failure_keeps_its_place_and_never_runs_out_of_tries() {
+        let fate = |ending, number, probe| decided_by(ending, number, probe, true).1;
+        assert_eq!(fate(answered(500), 1, false), Fate::Held(5 * SECOND));
+        for number in [2, 3, 1_000] {
+            assert_eq!(fate(timed_out(), number, false), Fate::Held(60 * SECOND), "try {number}");
+        }
+        assert_eq!(fate(timed_out(), 3, true), Fate::Parked, "the breaker paces its probes");
+        assert_eq!(fate(answered(204), 3, false), Fate::Delivered);
+        assert_eq!(fate(answered(422), 3, false), Fate::Dead(Reason::RefusedByReceiver));
+        assert_eq!(fate(answered(410), 3, false), Fate::Disable);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! Isolation: a subscription, a channel and a client per endpoint, so a receiver that hangs holds its own
 //! in-flight cap and nothing else. While the gate is shut there is no subscription: the events wait in the broker.
-//! Order is not promised.
+//! Order is promised only to an endpoint whose settings say `ordered`: one event at a time from the head of the
+//! queue, and one that failed goes back there and keeps the gate shut until its next try is due.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::attempts::{Record, Recorder};
 use super::breaker::{Admission, Pass, State};
-use super::decision::{Fate, Reason, Try, decide, explain_ending};
+use super::decision::{Fate, Policy, Reason, Try, decide, explain_ending};
 use super::delivery::{Ending, Receiver, Tried};
 use super::event::Event;
 use super::gate::{Disabled, Gate, Opening};
@@ -200,23 +201,27 @@ impl Courier {
             shared.hand_over.delivered(incoming.receipt).await;
             return;
         }
-        let tries = incoming.message.attempt();
+        let earlier = incoming.message.attempt();
         let event = match Event::read(incoming.message.body.clone()) {
             Ok(event) => event.or_trace(incoming.message.traceparent(), incoming.message.tracestate()),
             Err(error) => {
                 let text = error.to_string();
-                let death = Death { reason: Reason::NotAnEvent, text, tries, status: None, trace_id: None };
+                let death = Death { reason: Reason::NotAnEvent, text, tries: earlier, status: None, trace_id: None };
                 drop(pass);
                 return self.give_up(incoming, &death).await;
             }
         };
-        let (number, probe) = (tries.saturating_add(1), pass.is_probe());
+        let earlier = earlier.max(shared.gate.tries_of(&event.id));
+        let (number, probe) = (earlier.saturating_add(1), pass.is_probe());
         let mut tried = shared.receiver.send(&event).await;
-        let retry_client_errors = shared.endpoint.retry_client_errors;
         let decided = Try { ending: &tried.ending, number, probe };
-        let (health, fate) = decide(decided, &shared.schedule, retry_client_errors, rand::random());
-        if fate == Fate::Disable {
-            self.disable(&tried.ending);
+        let (health, fate) = decide(decided, shared.policy(), rand::random());
+        // Before the pass goes back, which lets the endpoint's task look for the next event.
+        match fate {
+            Fate::Disable => self.disable(&tried.ending),
+            Fate::Held(wait) => shared.gate.hold(&event.id, number, wait, Instant::now()),
+            Fate::Delivered | Fate::Dead(_) => shared.gate.release(),
+            Fate::Later(_) | Fate::Parked => {}
         }
         let (before, after) = pass.record(health);
         self.tell(&event, &tried, &fate, (before, after));
@@ -227,7 +232,7 @@ impl Courier {
         match fate {
             Fate::Delivered => shared.hand_over.delivered(incoming.receipt).await,
             Fate::Later(wait) => shared.hand_over.later(incoming, number, wait).await,
-            Fate::Parked | Fate::Disable => shared.hand_over.park(incoming).await,
+            Fate::Held(_) | Fate::Parked | Fate::Disable => shared.hand_over.park(incoming).await,
             Fate::Dead(reason) => {
                 let status = status_of(&tried.ending);
                 let trace_id = event.trace_id().map(str::to_owned);
@@ -291,6 +296,13 @@ impl Courier {
         if before != State::Closed && after == State::Closed {
             tracing::info!(endpoint, "the receiver is well again");
         }
+    }
+}
+
+impl Shared {
+    fn policy(&self) -> Policy<'_> {
+        let Endpoint { retry_client_errors, ordered, .. } = self.endpoint;
+        Policy { schedule: &self.schedule, retry_client_errors, ordered }
     }
 }
 

@@ -2,12 +2,13 @@
 //! endpoint's task, its tries and the task that remembers across restarts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::breaker::{Admission, Breaker, Health, Limits, Pass, Saved, State};
+use super::held::Held;
 
 /// Why and since when an endpoint is disabled.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -45,7 +46,20 @@ struct Inner {
     /// Whether Redis knows of `disabled`. While it does not, its silence is not an order to enable.
     disabled_is_known: bool,
     saved: Option<Saved>,
+    /// What holds an ordered endpoint's queue, and until when.
+    held: Option<(Held, Instant)>,
+    /// What Redis was told of it last.
+    held_told: Option<Held>,
     last_wish_ms: i64,
+}
+
+impl Inner {
+    /// Until when an ordered endpoint's queue is held. A broken one is paced by its breaker, whose probe is the held
+    /// event.
+    fn held_until(&self, now: Instant) -> Option<Instant> {
+        let is_paced = matches!(self.breaker.state(), State::Open | State::Probing);
+        self.held.as_ref().map(|(_, until)| *until).filter(|until| now < *until && !is_paced)
+    }
 }
 
 impl Gate {
@@ -54,7 +68,15 @@ impl Gate {
     pub fn new(limits: Limits, now: Instant) -> Self {
         let breaker = Breaker::new(limits, now);
         let last_wish_ms = Timestamp::now().as_millisecond();
-        let inner = Inner { breaker, disabled: None, disabled_is_known: true, saved: None, last_wish_ms };
+        let inner = Inner {
+            breaker,
+            disabled: None,
+            disabled_is_known: true,
+            saved: None,
+            held: None,
+            held_told: None,
+            last_wish_ms,
+        };
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
@@ -79,16 +101,17 @@ impl Gate {
                 _ => Opening::Probe,
             },
             (None, State::Probing) => Opening::Probe,
-            (None, State::Closed | State::Ramp(_)) => Opening::Full,
+            (None, State::Closed | State::Ramp(_)) => inner.held_until(now).map_or(Opening::Full, Opening::Wait),
         }
     }
 
     /// Asks to make one try; a disabled endpoint's is always full.
     pub fn admit(&self, now: Instant) -> Admission {
         let mut inner = self.lock();
-        match inner.disabled {
-            Some(_) => Admission::Full,
-            None => inner.breaker.admit(now),
+        match (&inner.disabled, inner.held_until(now)) {
+            (Some(_), _) => Admission::Full,
+            (None, Some(until)) => Admission::Wait(until),
+            (None, None) => inner.breaker.admit(now),
         }
     }
 
@@ -107,6 +130,50 @@ impl Gate {
     pub fn withdraw(&self, pass: Pass, now: Instant) {
         self.lock().breaker.withdraw(pass, now);
         self.wake();
+    }
+
+    /// An ordered endpoint's event failed for the `tries`th time: nothing is tried for so long, then it again.
+    pub fn hold(&self, event: &str, tries: u32, wait: Duration, now: Instant) {
+        let held = Held::new(event, tries, wait, Timestamp::now().as_millisecond());
+        self.lock().held = Some((held, now + wait));
+    }
+
+    /// What held the queue is settled.
+    pub fn release(&self) {
+        self.lock().held = None;
+    }
+
+    /// What holds the queue, if anything does.
+    #[must_use]
+    pub fn held(&self) -> Option<Held> {
+        self.lock().held.as_ref().map(|(held, _)| held.clone())
+    }
+
+    /// How often this event was tried, as far as it held the queue.
+    #[must_use]
+    pub fn tries_of(&self, event: &str) -> u32 {
+        self.held().filter(|held| held.event == event).map_or(0, |held| held.tries)
+    }
+
+    /// What Redis should be told of the queue being held: by what, or by nothing any more.
+    #[must_use]
+    pub fn untold_held(&self) -> Option<Option<Held>> {
+        let inner = self.lock();
+        let held = inner.held.as_ref().map(|(held, _)| held.clone());
+        (held != inner.held_told).then_some(held)
+    }
+
+    /// Redis was told.
+    pub fn told_held(&self, held: Option<Held>) {
+        self.lock().held_told = held;
+    }
+
+    /// Takes over what an earlier process held.
+    pub fn restore_held(&self, held: Held, now: Instant, now_ms: i64) {
+        let until = held.until(now, now_ms);
+        let mut inner = self.lock();
+        inner.held_told = Some(held.clone());
+        inner.held = Some((held, until));
     }
 
     /// The breaker's state and the tries under way.
@@ -174,7 +241,7 @@ impl Gate {
         followed
     }
 
-    /// An operator's wish of this time (Unix, in milliseconds): probe a broken endpoint at once. Each wish counts
+    /// An operator's wish of this time (Unix, in milliseconds): try a broken or held endpoint at once. Each wish counts
     /// once, and none from before this process.
     pub fn probe_now(&self, wished_at_ms: i64, now: Instant) {
         let mut inner = self.lock();
@@ -183,6 +250,9 @@ impl Gate {
         }
         inner.last_wish_ms = wished_at_ms;
         inner.breaker.probe_now(now);
+        if let Some((_, until)) = &mut inner.held {
+            *until = now;
+        }
         drop(inner);
         self.wake();
     }
@@ -232,93 +302,4 @@ fn is_same(one: Saved, other: Saved) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    const LIMITS: Limits =
-        Limits { open_for: Duration::from_secs(60), open_max: Duration::from_secs(3_600), max_in_flight: 2 };
-
-    fn gone() -> Disabled {
-        Disabled { since: Timestamp::UNIX_EPOCH, reason: "410".into() }
-    }
-
-    fn open_breaker(gate: &Gate, now: Instant) {
-        match gate.admit(now) {
-            Admission::Go(pass) => drop(gate.record(pass, Health::Refused, now)),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn silence_of_redis_enables_only_what_redis_had_been_told() {
-        let gate = Gate::new(LIMITS, Instant::now());
-        assert!(gate.disable(gone()));
-        assert!(!gate.disable(gone()), "no news");
-        assert_eq!(gate.follow(None), None, "Redis was wiped or never told: still disabled");
-        assert_eq!(gate.untold(), Some(gone()));
-        gate.told();
-        assert_eq!(gate.untold(), None);
-        assert_eq!(gate.follow(Some(gone())), None);
-        assert_eq!(gate.follow(None), Some(Followed::Enabled), "an operator enabled it");
-        assert_eq!(gate.disabled(), None);
-    }
-
-    #[test]
-    fn an_operators_order_is_followed() {
-        let now = Instant::now();
-        let gate = Gate::new(LIMITS, now);
-        assert_eq!(gate.follow(Some(gone())), Some(Followed::Disabled(gone())));
-        assert_eq!(gate.opening(now), Opening::Disabled);
-        assert!(matches!(gate.admit(now), Admission::Full));
-        assert_eq!(gate.follow(None), Some(Followed::Enabled));
-        assert_eq!(gate.opening(now), Opening::Full);
-    }
-
-    #[test]
-    fn the_breaker_shuts_the_gate_until_a_probe_is_due() {
-        let now = Instant::now();
-        let gate = Gate::new(LIMITS, now);
-        open_breaker(&gate, now);
-        assert_eq!(gate.opening(now), Opening::Wait(now + LIMITS.open_for));
-        assert_eq!(gate.opening(now + LIMITS.open_for), Opening::Probe);
-    }
-
-    #[test]
-    fn the_breaker_is_saved_once_per_change_and_when_it_closes() {
-        let now = Instant::now();
-        let gate = Gate::new(LIMITS, now);
-        assert_eq!(gate.unsaved(now, 0), None, "a breaker that never opened is not worth a word");
-        open_breaker(&gate, now);
-        let saved = gate.unsaved(now, 0).unwrap();
-        gate.saved(saved);
-        let later = now + Duration::from_millis(500);
-        assert_eq!(gate.unsaved(later, 499), None, "the same, but for the clocks");
-        let next = Gate::new(LIMITS, now);
-        next.restore(saved, now, 0);
-        assert_eq!(next.opening(now), Opening::Wait(now + LIMITS.open_for));
-        assert_eq!(next.unsaved(now, 0), None);
-    }
-
-    #[test]
-    fn a_wish_for_a_probe_counts_once_and_an_old_one_not_at_all() {
-        let now = Instant::now();
-        let gate = Gate::new(LIMITS, now);
-        let wished = Timestamp::now().as_millisecond() + 1_000;
-        open_breaker(&gate, now);
-        gate.probe_now(1, now);
-        assert_eq!(gate.opening(now), Opening::Wait(now + LIMITS.open_for));
-        gate.probe_now(wished, now);
-        assert_eq!(gate.opening(now), Opening::Probe);
-        open_breaker(&gate, now);
-        gate.probe_now(wished, now);
-        assert!(matches!(gate.opening(now), Opening::Wait(_)));
-    }
-
-    #[tokio::test]
-    async fn a_change_that_nobody_waited_for_is_not_missed() {
-        let gate = Gate::new(LIMITS, Instant::now());
-        gate.disable(gone());
-        tokio::time::timeout(Duration::from_secs(10), gate.changed()).await.expect("it is there already");
-    }
-}
+mod tests;

@@ -26,6 +26,8 @@ pub struct HandOver {
     pub names: Names,
     /// The endpoint.
     pub endpoint: String,
+    /// Whether its events must keep their places.
+    pub ordered: bool,
 }
 
 /// What a dead letter says of its end.
@@ -64,9 +66,10 @@ impl HandOver {
         self.publish_then_ack("", &self.names.webhooks_dead(), &letter, incoming.receipt).await;
     }
 
-    /// Back to its queue, untouched.
+    /// Back to its queue, untouched: to its head, where it was, unless it came back too often for that.
     pub async fn park(&self, incoming: Incoming) {
-        if incoming.delivery_count().unwrap_or(0) < RETURNS {
+        // The queue of an ordered endpoint lets events come back a million times.
+        if self.ordered || incoming.delivery_count().unwrap_or(0) < RETURNS {
             let _ = incoming.give_back().await;
             return;
         }

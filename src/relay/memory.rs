@@ -1,4 +1,5 @@
-//! What outlives the process, in Redis: which endpoints are disabled, and how their breakers stand.
+//! What outlives the process, in Redis: which endpoints are disabled, how their breakers stand, which event holds an
+//! ordered one's queue.
 //!
 //! Redis is a memory, not a judge: without it the relay goes on with what it knows itself. A `410` is then learnt
 //! again after a restart, a broken receiver after five failures. An operator's `endpoints disable` and `enable`
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::Saved;
 use super::gate::{Disabled, Followed, Gate};
+use super::held::Held;
 use crate::admin::{Condition, Health};
 use crate::config;
 
@@ -78,6 +80,14 @@ impl Memory {
         self.table("breakers").await
     }
 
+    /// The events that hold the queues of ordered endpoints.
+    ///
+    /// # Errors
+    /// Redis cannot be asked.
+    pub async fn held(&self) -> RedisResult<HashMap<String, Held>> {
+        self.table("held").await
+    }
+
     /// Remembers that an endpoint is disabled.
     ///
     /// # Errors
@@ -98,6 +108,46 @@ impl Memory {
         Ok(removed > 0)
     }
 
+    /// Every endpoint that a relay has served and whose queue was not found deleted.
+    ///
+    /// # Errors
+    /// Redis cannot be asked.
+    pub async fn served(&self) -> RedisResult<Vec<String>> {
+        self.redis.clone().hkeys(self.key("served")).await
+    }
+
+    /// Remembers that these endpoints are served.
+    ///
+    /// # Errors
+    /// Redis cannot be told.
+    pub async fn serve(&self, endpoints: impl IntoIterator<Item = &String>) -> RedisResult<()> {
+        let now = Timestamp::now().as_millisecond();
+        let entries = endpoints.into_iter().map(|name| (name.as_str(), now)).collect::<Vec<_>>();
+        match entries.is_empty() {
+            true => Ok(()),
+            false => self.redis.clone().hset_multiple(self.key("served"), &entries).await,
+        }
+    }
+
+    /// Forgets everything of an endpoint that is gone for good.
+    ///
+    /// # Errors
+    /// Redis cannot be told.
+    pub async fn forget(&self, endpoint: &str) -> RedisResult<()> {
+        let mut pipe = redis::pipe();
+        for table in ["served", "disabled", "breakers", "held", "wishes"] {
+            pipe.hdel(self.key(table), endpoint).ignore();
+        }
+        pipe.query_async(&mut self.redis()).await
+    }
+
+    async fn save_held(&self, endpoint: &str, held: Option<&Held>) -> RedisResult<()> {
+        match held {
+            Some(held) => self.put("held", endpoint, held).await,
+            None => self.redis.clone().hdel(self.key("held"), endpoint).await,
+        }
+    }
+
     async fn save_breaker(&self, endpoint: &str, saved: &Saved) -> RedisResult<()> {
         if saved.openings > 0 {
             return self.put("breakers", endpoint, saved).await;
@@ -116,13 +166,20 @@ impl Memory {
         Ok(found.into_iter().filter_map(|(name, text)| Some((name, serde_json::from_str(&text).ok()?))).collect())
     }
 
+    async fn breakers_and_held(&self) -> RedisResult<(HashMap<String, Saved>, HashMap<String, Held>)> {
+        Ok((self.breakers().await?, self.held().await?))
+    }
+
     /// Takes over what earlier processes knew, before the first event is taken.
     pub async fn restore(&self, gates: &Gates) {
         let (now, now_ms) = (Instant::now(), Timestamp::now().as_millisecond());
-        match self.breakers().await {
-            Ok(breakers) => {
+        match self.breakers_and_held().await {
+            Ok((breakers, held)) => {
                 for (gate, saved) in breakers.iter().filter_map(|(name, saved)| Some((gates.get(name)?, saved))) {
                     gate.restore(*saved, now, now_ms);
+                }
+                for (gate, held) in held.into_iter().filter_map(|(name, held)| Some((gates.get(&name)?, held))) {
+                    gate.restore_held(held, now, now_ms);
                 }
             }
             Err(error) => tracing::warn!(%error, "Redis cannot be asked: breakers begin closed"),
@@ -166,6 +223,10 @@ impl Memory {
             if let Some(saved) = gate.unsaved(now, now_ms) {
                 self.save_breaker(name, &saved).await?;
                 gate.saved(saved);
+            }
+            if let Some(held) = gate.untold_held() {
+                self.save_held(name, held.as_ref()).await?;
+                gate.told_held(held);
             }
         }
         for (endpoint, wished_at_ms) in self.table::<i64>("wishes").await? {

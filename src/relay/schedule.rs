@@ -60,6 +60,18 @@ impl Schedule {
         Next::Wait(own.max(retry_after.map_or(Duration::ZERO, |asked| self.round_up(asked))))
     }
 
+    /// How long an event that must not be overtaken waits in its place: like [`Schedule::next`], but the last rung
+    /// repeats.
+    #[must_use]
+    pub fn hold(&self, tries: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+        let last = u32::try_from(self.rungs.len()).unwrap_or(u32::MAX);
+        match self.next(tries.min(last), retry_after, jitter) {
+            Next::Wait(wait) => wait,
+            // Settings without a single rung are refused.
+            Next::Exhausted => Duration::ZERO,
+        }
+    }
+
     fn round_up(&self, asked: Duration) -> Duration {
         let fitting = self.rungs.iter().filter(|rung| **rung >= asked).min();
         fitting.or_else(|| self.rungs.iter().max()).copied().unwrap_or_default()
@@ -117,6 +129,14 @@ mod tests {
             assert_eq!(schedule.next(tries, None, 0.5), Next::Exhausted);
             assert_eq!(schedule.next(tries, Some(SECOND), 0.5), Next::Exhausted, "Retry-After adds no try");
         }
+    }
+
+    #[test]
+    fn in_its_place_an_event_waits_by_the_same_schedule_whose_last_rung_repeats() {
+        let schedule = Schedule::new(&[5 * SECOND, 60 * SECOND]);
+        let waits = [1, 2, 3, 1_000, u32::MAX].map(|tries| schedule.hold(tries, None, 0.5).as_secs());
+        assert_eq!(waits, [5, 60, 60, 60, 60]);
+        assert_eq!(schedule.hold(1, Some(6 * SECOND), 0.5), 60 * SECOND, "Retry-After counts there too");
     }
 
     #[test]

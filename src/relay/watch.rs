@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::State;
 use super::gate::{Disabled, Gate};
-use super::memory::Gates;
+use super::held::Held;
+use super::memory::{Gates, Memory};
+use super::removed::{self, Removed};
 use crate::admin::{Condition, Health};
 use crate::broker::Broker;
 use crate::broker::topology::{self, Names};
@@ -30,22 +32,27 @@ pub(super) struct Watch {
     pub(super) gates: Gates,
     /// Endpoints that their settings make unusable, and why.
     pub(super) unusable: BTreeMap<String, String>,
+    /// Where those are remembered that were taken out of the settings.
+    pub(super) memory: Option<Memory>,
+    /// Those, as last seen.
+    pub(super) removed: BTreeMap<String, Removed>,
 }
 
 impl Watch {
     /// Looks until `stop`.
-    pub(super) async fn keep(self, health: Health, stop: CancellationToken) {
+    pub(super) async fn keep(mut self, health: Health, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut looks = 0u32;
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            health.set(PART, self.condition());
             for (endpoint, gate) in &self.gates {
                 self.gauge(endpoint, gate);
             }
             if looks.is_multiple_of(LENGTHS_EVERY) {
                 stop.run_until_cancelled(self.read_lengths()).await;
+                stop.run_until_cancelled(self.look_for_removed()).await;
             }
+            health.set(PART, self.condition());
             looks = looks.wrapping_add(1);
         }
     }
@@ -59,12 +66,17 @@ impl Watch {
             return Some(format!("{endpoint} is disabled: {reason}"));
         }
         let (state, _) = gate.breaker();
-        (state == State::Open).then(|| format!("{endpoint} is broken and left alone for a while"))
+        if state == State::Open {
+            return Some(format!("{endpoint} is broken and left alone for a while"));
+        }
+        let Held { event, tries, .. } = gate.held()?;
+        Some(format!("{endpoint} is ordered, and the event {event} before the others failed {tries} time(s)"))
     }
 
     fn condition(&self) -> Condition {
         let mut reasons =
             self.gates.iter().filter_map(|(endpoint, gate)| self.why_not(endpoint, gate)).collect::<Vec<_>>();
+        reasons.extend(self.removed.values().map(|removed| removed.advice.clone()));
         if reasons.is_empty() {
             return Condition::Ready;
         }
@@ -84,6 +96,29 @@ impl Watch {
         metrics::gauge!(names::WEBHOOK_DISABLED, "endpoint" => label()).set(f64::from(u8::from(disabled)));
         metrics::gauge!(names::WEBHOOK_BREAKER, "endpoint" => label()).set(breaker);
         metrics::gauge!(names::WEBHOOKS_IN_FLIGHT, "endpoint" => label()).set(f64::from(in_flight));
+    }
+
+    async fn look_for_removed(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        let is_configured = |name: &str| self.gates.contains_key(name);
+        // Where it cannot be asked, what was known last stands; `relay-memory` says so.
+        if memory.serve(self.gates.keys()).await.is_ok()
+            && let Ok(removed) = removed::find(memory, &self.broker, &self.names, is_configured).await
+        {
+            // One whose queue was deleted meanwhile would keep its last figure.
+            self.removed.values_mut().for_each(|gone| gone.waiting = 0);
+            self.gauge_removed();
+            self.removed = removed;
+        }
+        self.gauge_removed();
+    }
+
+    fn gauge_removed(&self) {
+        for (endpoint, removed) in &self.removed {
+            let waiting = f64::from(removed.waiting);
+            metrics::gauge!(names::WEBHOOKS_WAITING, "endpoint" => endpoint.clone()).set(waiting);
+            metrics::gauge!(names::WEBHOOKS_PARKED, "endpoint" => endpoint.clone()).set(waiting);
+        }
     }
 
     async fn read_lengths(&self) {

@@ -1,9 +1,13 @@
 //! Outcomes reach webhook receivers: signed, retried, dead-lettered, replayed, isolated from each other.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use context_injector::demo::receiver::{Delivery, Receiver};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
 
 use crate::world::{LIMIT, SECRET, World, eventually};
 
@@ -172,4 +176,117 @@ async fn a_relay_that_is_killed_loses_no_delivery() {
         (ids.len() == 200).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_was_taken_out_by_mistake_keeps_its_events_and_is_named() {
+    let receiver = receiver().await;
+    let url = receiver.url();
+    let mut world = World::with(|setup| {
+        setup.endpoint("kept", &url).endpoint("lost", &url);
+    })
+    .await;
+    let _worker = world.start_worker().await;
+    let relay = world.start_relay().await;
+    world.publish_job(&job(&world, "before")).await;
+    let deliveries_of = |id: &str| {
+        let deliveries = receiver.deliveries();
+        deliveries.iter().filter(|delivery| delivery.event["data"]["job_id"] == id).count()
+    };
+    eventually(LIMIT, "a delivery to both", async || (deliveries_of("before") == 2).then_some(())).await;
+    relay.terminate();
+    relay.wait_exit().await;
+
+    world.change_settings(|setup| {
+        setup.remove("endpoints");
+        setup.endpoint("kept", &url);
+    });
+    let relay = world.start_relay().await;
+    world.publish_job(&job(&world, "meanwhile")).await;
+    let advice = "lost is not in the settings, but its queue still takes events: put [endpoints.lost] back";
+    eventually(LIMIT, "a degraded relay that says so", async || {
+        relay.page("/readyz").await.filter(|(status, why)| *status == 200 && why.contains(advice))
+    })
+    .await;
+    eventually(LIMIT, "a list that names it and counts what waits", async || {
+        let listed = world.json(&["endpoints", "list", "--json"]).await;
+        listed.into_iter().find(|row| row["endpoint"] == "lost" && row["state"] == "removed" && row["waiting"] == 1)
+    })
+    .await;
+    relay.terminate();
+    relay.wait_exit().await;
+
+    world.change_settings(|setup| {
+        setup.endpoint("lost", &url);
+    });
+    let relay = world.start_relay().await;
+    eventually(LIMIT, "what came meanwhile", async || (deliveries_of("meanwhile") == 2).then_some(())).await;
+    eventually(LIMIT, "a relay that is well", async || {
+        relay.page("/readyz").await.filter(|(status, why)| *status == 200 && !why.contains("[endpoints.lost]"))
+    })
+    .await;
+}
+
+/// A Python with the packages of `scripts/foreign-receiver.py`: `FOREIGN_PYTHON`, or one that is made once below
+/// `target` from PyPI.
+async fn foreign_python() -> Result<PathBuf, String> {
+    const PACKAGES: [&str; 3] = ["standardwebhooks", "cryptography", "cloudevents"];
+    if let Ok(python) = std::env::var("FOREIGN_PYTHON") {
+        return Ok(python.into());
+    }
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign-receiver");
+    let python = directory.join("bin/python");
+    let run = async |program: &Path, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+        match tokio::time::timeout(2 * LIMIT, output).await {
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => Err(String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or("").to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("it takes too long".to_owned()),
+        }
+    };
+    if run(&python, &["-c", "import standardwebhooks, cryptography, cloudevents"]).await.is_err() {
+        run(Path::new("python3"), &["-m", "venv", directory.to_str().unwrap()]).await?;
+        run(&python, &[&["-m", "pip", "install", "--quiet"], &PACKAGES[..]].concat()).await?;
+    }
+    Ok(python)
+}
+
+#[tokio::test]
+async fn libraries_that_are_not_ours_verify_the_signature_and_read_the_outcome() {
+    let python = match foreign_python().await {
+        Ok(python) => python,
+        Err(why) => {
+            eprintln!(
+                "SKIPPED: no Python with standardwebhooks, cryptography and cloudevents ({why}); FOREIGN_PYTHON names one"
+            );
+            return;
+        }
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/foreign-receiver.py");
+    let mut command = Command::new(&python);
+    command.arg(&script).args(["--serve", SECRET]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut receiver = command.spawn().unwrap();
+    let mut lines = BufReader::new(receiver.stdout.take().unwrap()).lines();
+    let mut next = async || tokio::time::timeout(LIMIT, lines.next_line()).await.expect("a line").unwrap().unwrap();
+    let url = next().await;
+    let world = World::with(|setup| {
+        setup.endpoint("foreign", &url);
+    })
+    .await;
+    let _run = world.start_run().await;
+    world.publish_job(&job(&world, "foreign")).await;
+    let outcome = world.expect_applied("foreign").await;
+    let read: Value = serde_json::from_str(&next().await).unwrap();
+    assert_eq!(read["problem"], Value::Null);
+    for attribute in ["id", "type", "source", "subject", "data"] {
+        assert_eq!(read[attribute], outcome.event[attribute], "{attribute}: {read}");
+    }
+
+    // The same for every kind of secret, and while keys rotate.
+    let binary = env!("CARGO_BIN_EXE_context-injector");
+    let output = Command::new(&python).arg(&script).arg(binary).kill_on_drop(true).output();
+    let output = tokio::time::timeout(LIMIT, output).await.expect("a script that ends").unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && shown.matches("verified").count() == 6, "{shown}");
 }

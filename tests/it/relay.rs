@@ -25,8 +25,10 @@ use crate::support::{amqp_url, unique_prefix, within};
 
 mod isolates;
 mod operators;
+mod orders;
 mod reacts;
 mod survives;
+mod worst;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -155,6 +157,15 @@ impl Room {
         Self { config, names, broker, publisher, stop, relay }
     }
 
+    /// For a relay as a process of its own: everything is declared, nothing delivers.
+    async fn open_without_relay(name: &str, more: &str) -> Self {
+        let mut room = Self::open(name, more).await;
+        room.stop.cancel();
+        within("the relay stops", &mut room.relay).await.unwrap();
+        room.relay = tokio::spawn(async {});
+        room
+    }
+
     /// Publishes an outcome and returns its id.
     async fn publish(&self, key: &str) -> String {
         let id = uuid::Uuid::new_v4().to_string();
@@ -198,6 +209,10 @@ impl Room {
     async fn restart_relay(&mut self) {
         self.stop.cancel();
         within("the relay stops", &mut self.relay).await.unwrap();
+        self.start_relay();
+    }
+
+    fn start_relay(&mut self) {
         self.stop = CancellationToken::new();
         self.relay = serve(&self.config, &self.broker, &self.stop);
     }
@@ -228,10 +243,30 @@ impl Process {
     }
 
     fn start(file: &std::path::Path) -> Self {
+        Self::start_with(file, |_| {})
+    }
+
+    /// One that trusts this certificate authority alone.
+    fn start_trusting(file: &std::path::Path, authority: &std::path::Path) -> Self {
+        Self::start_with(file, |command| {
+            command.env("SSL_CERT_FILE", authority).env_remove("SSL_CERT_DIR");
+        })
+    }
+
+    fn start_with(file: &std::path::Path, change: impl FnOnce(&mut tokio::process::Command)) -> Self {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_context-injector"));
         command.args(["relay", "--config"]).arg(file).kill_on_drop(true);
+        change(&mut command);
         command.stderr(std::process::Stdio::null());
         Self { child: command.spawn().unwrap(), file: file.to_owned() }
+    }
+
+    /// The most memory that it ever had, in kB.
+    fn peak_memory(&self) -> u32 {
+        let id = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// SIGKILL, and the same again.

@@ -146,6 +146,59 @@ fn an_embedded_ipv4_address_gets_its_own_verdict() {
     }
 }
 
+/// Every way to write an IPv4 address into a URL.
+fn spellings(address: Ipv4Addr) -> Vec<String> {
+    let [a, b, c, d] = address.octets();
+    let number = u32::from(address);
+    let (high, low) = (number >> 16, number & 0xffff);
+    vec![
+        format!("{a}.{b}.{c}.{d}"),
+        format!("{a}.{b}.{c}.{d}."),
+        format!("{number}"),
+        format!("{number:#x}"),
+        format!("0X{number:X}"),
+        format!("0{number:o}"),
+        format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"),
+        format!("{a:#x}.{b:#x}.{c:#x}.{d:#x}"),
+        format!("{a}.{}", number & 0xff_ffff),
+        format!("{a:#x}.0{b:o}.{low}"),
+        format!("[::ffff:{address}]"),
+        format!("[::FFFF:{high:x}:{low:x}]"),
+        format!("[0:0:0:0:0:ffff:{high:04X}:{low:04X}]"),
+        format!("[64:ff9b::{address}]"),
+        format!("[0064:FF9B:0:0:0:0:{high:x}:{low:x}]"),
+    ]
+}
+
+#[test]
+fn the_edges_of_every_network_get_the_same_verdict_in_every_spelling() {
+    let (v4, v6) = (V4.map(|text| text.parse::<Ipv4Net>().unwrap()), V6.map(|text| text.parse::<Ipv6Net>().unwrap()));
+    let verdict = |host: &str| match filter(&[]).vet_url(&format!("https://{host}/hook"), false) {
+        Ok(_) => false,
+        Err(RefusedUrl::Address(_)) => true,
+        Err(other) => panic!("{host}: {other}"),
+    };
+    for network in v4 {
+        let (first, last) = (u32::from(network.network()), u32::from(network.broadcast()));
+        for edge in [first.wrapping_sub(1), first, last, last.wrapping_add(1)].map(Ipv4Addr::from) {
+            let listed = v4.iter().any(|network| network.contains(&edge));
+            for host in spellings(edge) {
+                assert_eq!(verdict(&host), listed, "{host} is {edge}, at the edge of {network}");
+            }
+        }
+    }
+    for network in v6 {
+        let (first, last) = (u128::from(network.network()), u128::from(network.broadcast()));
+        for edge in [first.wrapping_sub(1), first, last, last.wrapping_add(1)].map(Ipv6Addr::from) {
+            let listed = v6.iter().any(|network| network.contains(&edge));
+            let full = edge.segments().map(|segment| format!("{segment:04X}")).join(":");
+            for host in [format!("[{edge}]"), format!("[{full}]")] {
+                assert_eq!(verdict(&host), listed, "{host}, at the edge of {network}");
+            }
+        }
+    }
+}
+
 #[test]
 fn exceptions_are_made_by_network_and_for_nothing_else() {
     let filter = filter(&["127.0.0.0/8", "10.1.0.0/16", "fd00:1::/32"]);

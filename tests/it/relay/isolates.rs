@@ -86,17 +86,17 @@ async fn floods_and_bombs_do_not_fill_the_relays_memory() {
     for requests in [&mut to_bad, &mut to_bomb] {
         within("60 requests", requests.wait_for(|count| *count >= 60)).await.unwrap();
     }
-    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.child.id().unwrap())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
-    println!("peak memory of the relay: {peak}");
-    let kilobytes = peak.trim_end_matches(" kB").parse::<u32>().unwrap();
-    // One answer alone has 100 MB.
-    assert!(kilobytes < 100_000, "{peak}");
+    let peak = relay.peak_memory();
+    println!("peak memory of the relay with 100 MB and a bomb: {peak} kB");
+    assert!(peak < 100_000, "{peak} kB, where one answer alone has 100 MB");
     relay.child.kill().await.unwrap();
     std::fs::remove_file(&file).unwrap();
     within("the relay stops", room.relay).await.unwrap();
     room.broker.close().await;
 }
+
+/// Rounds of the measurement.
+const ROUNDS: usize = 7;
 
 /// Milliseconds from the verdict to the receiver: median, 95th and 99th percentile.
 fn percentiles(mut lags: Vec<f64>) -> [f64; 3] {
@@ -168,10 +168,19 @@ async fn figures_of_lag_and_isolation() {
         }
     }
     let bad = hanging.settings("hanging", "") + &failing.settings("failing", "");
-    for round in 0..2 {
-        let calm = lags("relay-calm", &(settings.clone() + &spare), 50, 20, &well).await;
-        let stormy = lags("relay-stormy", &(settings.clone() + &bad), 50, 20, &well).await;
-        println!("round {round}: ten well, of which eight: {:.1?} ms", percentiles(calm));
-        println!("round {round}: one hangs, one fails, the other eight: {:.1?} ms", percentiles(stormy));
+    // Turn and turn about, since a machine is never as quiet in one minute as in the next.
+    let mut p99s = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        let calm = lags("relay-calm", &(settings.clone() + &spare), 50, 10, &well).await;
+        let stormy = lags("relay-stormy", &(settings.clone() + &bad), 50, 10, &well).await;
+        for (lags, p99s) in [calm, stormy].into_iter().zip(&mut p99s) {
+            let found = percentiles(lags);
+            println!("round {round}: p50, p95, p99 {found:.1?} ms");
+            p99s.push(found[2]);
+        }
     }
+    let [calm, stormy] = p99s.map(|p99s| percentiles(p99s)[0]);
+    let change = (stormy / calm - 1.0) * 100.0;
+    println!("eight endpoints, median of the p99 of {ROUNDS} rounds: {calm:.1} ms with two more that are well,");
+    println!("{stormy:.1} ms with one that hangs and one that fails: {change:+.1} %");
 }

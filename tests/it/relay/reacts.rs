@@ -153,3 +153,42 @@ async fn a_broken_receiver_stays_left_alone_across_restarts_until_an_operator_as
     room.waiting("one", 0).await;
     room.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_gets_no_more_per_second_than_it_asked_for() {
+    let receiver = Receiver::start(|_, _| Reply::Status(200)).await;
+    let room = Room::open("relay-rate", &receiver.settings("one", "requests_per_second = 20")).await;
+    let ids = room.publish_many(31).await;
+    receiver.requests(1).await;
+    let begun = std::time::Instant::now();
+    receiver.all_of(&ids).await;
+    // Thirty more, two of which may come at once: at least 28 intervals of 50 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(1_300), "{:?}", begun.elapsed());
+    room.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_refuses_everything_does_not_fill_redis_with_records() {
+    let receiver = Receiver::start(|_, _| Reply::Status(422)).await;
+    let more = receiver.settings("one", "record_answers = false\nmax_in_flight = 100");
+    let room = Room::open("relay-records", &more).await;
+    room.publish_many(2_300).await;
+    receiver.requests(2_300).await;
+    let memory = Memory::new(&room.config.redis).unwrap();
+    let length = async |list: &str| {
+        let mut command = redis::cmd("LLEN");
+        command.arg(memory.key(&format!("tries:{list}:one"))).query_async::<usize>(&mut memory.redis()).await.unwrap()
+    };
+    within("full records", async {
+        while (length("all").await, length("troubled").await) != (1_000, 2_000) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let pattern = format!("{}*", memory.key("tries:"));
+    let keys = redis::cmd("KEYS").arg(pattern).query_async::<Vec<String>>(&mut memory.redis()).await.unwrap();
+    assert_eq!(keys.len(), 2, "no key per event: {keys:?}");
+    let lives = redis::cmd("TTL").arg(&keys[0]).query_async::<i64>(&mut memory.redis()).await.unwrap();
+    assert!((1..=7 * 86_400).contains(&lives), "{lives} s");
+    room.close().await;
+}
