@@ -99,6 +99,11 @@ impl<'a> Browser<'a> {
         self.left += 1;
     }
 
+    /// Notes that a message is held until the end, beside those that are left.
+    pub(super) fn hold(&mut self) {
+        self.left += 1;
+    }
+
     /// Whether the window delivers no more before some of these that were taken from it are settled.
     pub(super) fn is_full_with(&self, taken: usize) -> bool {
         usize::from(self.left) + taken >= usize::from(WINDOW)
