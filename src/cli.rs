@@ -58,7 +58,7 @@ enum Command {
     /// Checks or shows the settings
     #[command(subcommand)]
     Config(config::Command),
-    /// Prints a JSON schema: job, outcome, checkpoint
+    /// Prints a JSON schema: job, outcome, checkpoint, operation
     Schema(crate::pipeline::validate::SchemaArgs),
     /// A simulated bot platform, stateful and faulty on request
     Sandbox(sandbox::Args),

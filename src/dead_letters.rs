@@ -5,15 +5,24 @@
 //!   (`browse`).
 //! - A replay is publish, confirm, then ack: killed in between, a message is there twice, never nowhere. The
 //!   worker knows a job by its id, so that a repeat has no effect. The same command run again goes on.
+//! - `edit` and `discard` are on record in the audit stream before they happen (`operation`).
 //! - What is listed or replayed is what was there when the command started: what dies again meanwhile is not
 //!   replayed in a circle.
 
 mod browse;
+mod changes;
+mod discard;
+mod edit;
+mod editor;
 mod filter;
+mod import;
 mod letter;
 mod list;
+mod operation;
 mod repair;
 mod replay;
+mod results;
+mod whole;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,6 +52,17 @@ pub enum Command {
     /// Without ids and filters: all of them. A job that was applied after all is recognised by the worker and
     /// not applied twice. A replay that is cut off goes on where it was when it is run again.
     Replay(replay::ReplayArgs),
+    /// Gives one job another body, checked as the worker would; it stays a dead letter
+    ///
+    /// In $VISUAL or $EDITOR, or with --patch. It is on record in the audit stream; the original body stays in the
+    /// header x-original-body until the letter is replayed. The edited letter is the last of its queue.
+    Edit(edit::EditArgs),
+    /// Takes letters away for ever, each on record in the audit stream
+    ///
+    /// Asks first. A copy of what is discarded: `dead-letters export` with the same filters.
+    Discard(discard::DiscardArgs),
+    /// Puts letters that export wrote into their queues, byte for byte: to move them between brokers
+    Import(import::ImportArgs),
 }
 
 /// Which queue.
@@ -117,6 +137,9 @@ pub async fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
         Command::Show(args) => list::show(&args, &config, &broker).await,
         Command::Export(args) => list::export(&args, &config, &broker).await,
         Command::Replay(args) => replay::replay(args, &config, &broker).await,
+        Command::Edit(args) => edit::edit(args, &config, &broker).await,
+        Command::Discard(args) => discard::discard(args, &config, &broker).await,
+        Command::Import(args) => import::import(args, &config, &broker).await,
     };
     broker.close().await;
     done

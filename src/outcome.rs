@@ -224,7 +224,7 @@ fn key_event(key: &KeyOutcome, bot: &Bot, digest_key: &[u8]) -> Value {
 }
 
 /// HMAC-SHA256: keyed, so that a value of few possibilities cannot be guessed from its digest.
-fn digest(key: &[u8], bytes: &[u8]) -> String {
+pub(crate) fn digest(key: &[u8], bytes: &[u8]) -> String {
     // HMAC takes keys of every length.
     Hmac::<Sha256>::new_from_slice(key).map_or_else(
         |_| String::new(),

@@ -45,6 +45,12 @@ pub mod header {
     pub const ENDPOINT: &str = "x-endpoint";
     /// When it became a dead letter (text, RFC 3339).
     pub const DIED_AT: &str = "x-died-at";
+    /// The body of a dead letter before an operator edited it.
+    pub const ORIGINAL_BODY: &str = "x-original-body";
+    /// Who edited a dead letter last.
+    pub const EDITED_BY: &str = "x-edited-by";
+    /// When a dead letter was edited last (text, RFC 3339).
+    pub const EDITED_AT: &str = "x-edited-at";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
     /// W3C trace context.

@@ -9,14 +9,17 @@
 //! Odd cases:
 //! - Every look raises the broker's delivery count; these queues have a limit of a million.
 //! - What another consumer holds meanwhile (another command, an operator's own tool) cannot be seen; it is said.
+//! - A broker with much to do says that a queue is empty where it could not ask the queue in time, and has given back
+//!   only a part of what the command before this one held. Such counts are not believed (`count`).
 //! - A window that is held for more than 30 minutes is cut off by the broker. Nothing is lost: run again.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use lapin::Connection;
 use tokio::time::Instant;
 
-use crate::broker::topology::depth;
+use crate::broker::topology::{Depth, depth};
 use crate::broker::{Broker, Incoming, Options, Receipt, State, Subscription, subscribe};
 
 /// Messages that a window holds.
@@ -24,7 +27,11 @@ const WINDOW: u16 = 5_000;
 /// How long a window may be quiet before the queue is asked whether anything is left.
 const QUIET: Duration = Duration::from_millis(300);
 /// How long the command before this one, or one that was killed, may need until the broker has its messages back.
-const LEAVING: Duration = Duration::from_secs(3);
+const LEAVING: Duration = Duration::from_secs(10);
+/// After this time the broker stops to wait for the queue, and says that it has no message and no consumer.
+const UNANSWERED: Duration = Duration::from_millis(250);
+/// Between two counts that must be the same.
+const BETWEEN_COUNTS: Duration = Duration::from_millis(100);
 /// How long a queue that says it has messages may deliver none.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -50,15 +57,18 @@ impl<'a> Browser<'a> {
     pub(super) async fn open(broker: &'a Broker, queue: String) -> anyhow::Result<Self> {
         let connection = broker.connection().await;
         let patient_until = Instant::now() + LEAVING;
+        let mut before = None;
         let depth = loop {
-            let depth = depth(&connection, &queue).await.with_context(|| format!("cannot look at queue {queue:?}"))?;
+            let Count { depth, is_certain } = count(&connection, &queue).await?;
             let Some(depth) = depth else {
                 bail!("there is no queue {queue:?} in RabbitMQ; `context-injector topology apply` declares it");
             };
-            if depth.consumers == 0 || Instant::now() >= patient_until {
+            let is_settled = is_certain && depth.consumers == 0 && before == Some(depth);
+            if is_settled || Instant::now() >= patient_until {
                 break depth;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            before = Some(depth);
+            tokio::time::sleep(BETWEEN_COUNTS).await;
         };
         let (expected, others) = (depth.ready, depth.consumers);
         let options = Options { prefetch: WINDOW, tag: "dead-letters".to_owned(), from: None };
@@ -99,6 +109,11 @@ impl<'a> Browser<'a> {
         self.left += 1;
     }
 
+    /// Notes that a message is held until the end, beside those that are left.
+    pub(super) fn hold(&mut self) {
+        self.left += 1;
+    }
+
     /// Whether the window delivers no more before some of these that were taken from it are settled.
     pub(super) fn is_full_with(&self, taken: usize) -> bool {
         usize::from(self.left) + taken >= usize::from(WINDOW)
@@ -122,7 +137,20 @@ impl<'a> Browser<'a> {
 
     async fn is_drained(&self) -> anyhow::Result<bool> {
         let connection = self.broker.connection().await;
-        let depth = depth(&connection, &self.queue).await.context("cannot look at the queue")?;
-        Ok(depth.is_none_or(|depth| depth.ready == 0))
+        let Count { depth, is_certain } = count(&connection, &self.queue).await?;
+        Ok(is_certain && depth.is_none_or(|depth| depth.ready == 0))
     }
+}
+
+/// What the broker says of a queue.
+struct Count {
+    depth: Option<Depth>,
+    /// Whether the queue itself was asked.
+    is_certain: bool,
+}
+
+async fn count(connection: &Connection, queue: &str) -> anyhow::Result<Count> {
+    let asked = Instant::now();
+    let depth = depth(connection, queue).await.with_context(|| format!("cannot look at queue {queue:?}"))?;
+    Ok(Count { depth, is_certain: asked.elapsed() < UNANSWERED })
 }

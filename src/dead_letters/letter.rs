@@ -158,6 +158,12 @@ impl Letter {
             Kind::Jobs | Kind::Webhooks => {
                 (text(header::REASON).unwrap_or_else(|| "unknown".to_owned()), text(header::REASON_TEXT))
             }
+            // One that was edited or imported: what the broker told of it is in our headers.
+            Kind::Quarantine | Kind::WebhooksQuarantine
+                if message.text(header::FIRST_DEATH_REASON).is_none() && message.text(header::REASON).is_some() =>
+            {
+                (text(header::REASON).unwrap_or_default(), text(header::REASON_TEXT))
+            }
             Kind::Quarantine | Kind::WebhooksQuarantine => describe_broker_reason(message),
             Kind::Unroutable => {
                 let said = "no bot of this name was configured when it was published";
@@ -233,7 +239,7 @@ fn death_time(message: &Message) -> Option<Timestamp> {
 }
 
 /// `message-id~hash`: the same for the same letter at every look, and fit to be typed.
-fn id_of(message: &Message) -> String {
+pub(super) fn id_of(message: &Message) -> String {
     let hash = Sha256::digest(&message.body);
     let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     let name = message.message_id().unwrap_or("none");

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use jiff::Timestamp;
-use lapin::types::AMQPValue;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::browse::Browser;
 use super::filter::Filter;
+use super::whole::{to_row, value_of};
 use super::{Kind, Letter};
 use crate::broker::topology::{Names, depth};
 use crate::broker::{Broker, Message};
@@ -68,7 +68,7 @@ pub(super) async fn export(args: &ExportArgs, config: &Config, broker: &Broker) 
     while let Some(incoming) = browser.next().await? {
         let letter = Letter::read(args.kind, &names, &incoming);
         if args.filter.matches(&letter, &incoming.message.body, now) {
-            written(writeln!(out, "{}", whole(&letter, &incoming.message)))?;
+            written(writeln!(out, "{}", to_row(args.kind, &letter, &incoming.message)))?;
         }
         browser.leave(incoming.receipt);
     }
@@ -215,7 +215,7 @@ pub(super) async fn show(args: &ShowArgs, config: &Config, broker: &Broker) -> a
     let mut out = std::io::stdout().lock();
     for (letter, message) in &found {
         if args.json {
-            written(writeln!(out, "{}", whole(letter, message)))?;
+            written(writeln!(out, "{}", to_row(args.kind, letter, message)))?;
         } else {
             written(print_letter(&mut out, letter, message))?;
         }
@@ -255,43 +255,5 @@ fn print_letter(out: &mut impl std::io::Write, letter: &Letter, message: &Messag
     match serde_json::from_slice::<Value>(&message.body) {
         Ok(body) => writeln!(out, "{body:#}"),
         Err(_) => writeln!(out, "{}", printable(&String::from_utf8_lossy(&message.body))),
-    }
-}
-
-/// A letter with everything, for scripts. A body that is not text is in base64.
-pub(super) fn whole(letter: &Letter, message: &Message) -> Value {
-    use base64::Engine as _;
-    let mut row = letter.to_json();
-    let headers = message.headers().map(|(name, value)| (name.to_owned(), value_of(value)));
-    row["headers"] = headers.collect::<serde_json::Map<_, _>>().into();
-    match std::str::from_utf8(&message.body) {
-        Ok(text) => row["body"] = json!(text),
-        Err(_) => row["body_base64"] = json!(base64::engine::general_purpose::STANDARD.encode(&message.body)),
-    }
-    row
-}
-
-fn value_of(value: &AMQPValue) -> Value {
-    match value {
-        AMQPValue::Boolean(value) => json!(value),
-        AMQPValue::ShortShortInt(value) => json!(value),
-        AMQPValue::ShortShortUInt(value) => json!(value),
-        AMQPValue::ShortInt(value) => json!(value),
-        AMQPValue::ShortUInt(value) => json!(value),
-        AMQPValue::LongInt(value) => json!(value),
-        AMQPValue::LongUInt(value) => json!(value),
-        AMQPValue::LongLongInt(value) => json!(value),
-        AMQPValue::Float(value) => json!(value),
-        AMQPValue::Double(value) => json!(value),
-        AMQPValue::Timestamp(value) => json!(value),
-        AMQPValue::ShortString(text) => json!(text.as_str()),
-        AMQPValue::LongString(text) => json!(text.to_string()),
-        AMQPValue::FieldArray(values) => values.as_slice().iter().map(value_of).collect(),
-        AMQPValue::FieldTable(table) => {
-            let members = table.inner().iter().map(|(name, value)| (name.to_string(), value_of(value)));
-            Value::Object(members.collect())
-        }
-        AMQPValue::DecimalValue(_) | AMQPValue::ByteArray(_) => json!(format!("{value:?}")),
-        AMQPValue::Void => Value::Null,
     }
 }

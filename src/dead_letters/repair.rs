@@ -1,21 +1,35 @@
-//! What a dead letter becomes when it is replayed. Pure.
+//! What a dead letter becomes when it is replayed, edited or laid down again. Pure.
 //!
 //! The message keeps its id, so that the worker's ledger and the receivers know it, and the producer's own
 //! properties and headers. What told of its death is taken off. A job gets the next replay generation and a new
 //! time of publication: its default deadline is counted from there, and would have passed long ago otherwise. The
 //! first one stays in `x-first-published`.
 
+use bytes::Bytes;
 use jiff::Timestamp;
+use lapin::types::{AMQPValue, LongString};
 use serde_json::Value;
 
 use super::{Kind, Letter};
 use crate::broker::topology::Names;
 use crate::broker::{Message, header};
-use crate::config::Config;
+use crate::config::{Bot, Config};
 use crate::pipeline::json;
 use crate::pipeline::merge::merge_patch;
 use crate::pipeline::validate::{Source, validate};
 use crate::pipeline::verdict::Reason;
+
+/// Longest body that is kept in a header: all headers together must fit into one frame.
+pub(super) const MAX_ORIGINAL: usize = 32_768;
+
+/// A merge patch as it is typed.
+pub(super) fn read_patch(text: &str) -> Result<Value, String> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(patch) if patch.is_object() => Ok(patch),
+        Ok(_) => Err("the patch must be a JSON object".to_owned()),
+        Err(error) => Err(format!("the patch is not JSON: {error}")),
+    }
+}
 
 /// What an operator changes.
 #[derive(Debug, Clone, Default)]
@@ -52,7 +66,6 @@ pub(super) fn prepare(
     now: Timestamp,
 ) -> Result<Outgoing, Refusal> {
     let names = Names::new(&config.amqp.prefix);
-    let refuse = |code: Reason, text: String| Refusal { code: code.as_str(), text, pointer: None };
     let mut again = without_death(message);
     if !kind.is_jobs() {
         let endpoint = letter.endpoint.as_deref().unwrap_or_default();
@@ -63,34 +76,15 @@ pub(super) fn prepare(
         let (exchange, routing_key) = (names.webhooks(), endpoint.to_owned());
         return Ok(Outgoing { exchange, routing_key, message: again });
     }
-    let name = letter.bot.as_deref().unwrap_or_default();
-    let Some(bot) = config.bots.get(name) else {
-        let text = format!("no bot {name:?} in the settings ([bots.…]), so nobody would take it");
-        return Err(refuse(Reason::UnknownBot, text));
-    };
+    let bot = bot_of(config, letter)?;
     if let Some(patch) = &repair.patch {
-        let mut body = json::parse(&message.body)
-            .map_err(|text| refuse(Reason::MalformedJson, format!("{text}; a patch needs JSON to begin with")))?;
-        merge_patch(&mut body, patch);
-        again.body = body.to_string().into();
+        again.body = patched(&message.body, patch)?;
     }
     if let Some(id) = &repair.message_id {
         again = again.with_message_id(id);
     }
     if repair.patch.is_some() || repair.message_id.is_some() {
-        let source = Source {
-            body: &again.body,
-            message_id: again.message_id(),
-            content_encoding: again.content_encoding(),
-            published: Some(now),
-            first_seen: now,
-            now,
-        };
-        validate(bot, config.retry.deadline, &source).map_err(|invalid| Refusal {
-            code: invalid.rejection.code.as_str(),
-            text: invalid.rejection.text,
-            pointer: invalid.rejection.pointer,
-        })?;
+        check(bot, config, &again, now)?;
     }
     if let Some(first) =
         message.timestamp().or(message.first_seen()).filter(|_| message.header(header::FIRST_PUBLISHED).is_none())
@@ -99,7 +93,115 @@ pub(super) fn prepare(
     }
     let generation = u64::from(message.replay_generation()) + 1;
     again = again.with_integer(header::REPLAY_GENERATION, generation).with_timestamp(now);
-    Ok(Outgoing { exchange: names.jobs(), routing_key: name.to_owned(), message: again })
+    Ok(Outgoing { exchange: names.jobs(), routing_key: bot.name.clone(), message: again })
+}
+
+/// The body after a merge patch (RFC 7396).
+pub(super) fn patched(body: &[u8], patch: &Value) -> Result<Bytes, Refusal> {
+    let refuse = |text| refusal(Reason::MalformedJson, format!("{text}; a patch needs JSON to begin with"));
+    let mut body = json::parse(body).map_err(refuse)?;
+    merge_patch(&mut body, patch);
+    Ok(body.to_string().into())
+}
+
+/// The letter with another body, checked as the worker would if it were replayed now.
+pub(super) fn edited(
+    kind: Kind,
+    config: &Config,
+    letter: &Letter,
+    message: &Message,
+    body: Bytes,
+    by: &str,
+    now: Timestamp,
+) -> Result<Message, Refusal> {
+    let mut edited = laid_down(kind, &Told::of(letter), message);
+    edited.body = body;
+    check(bot_of(config, letter)?, config, &edited, now)?;
+    // The first original is the one that counts.
+    if edited.header(header::ORIGINAL_BODY).is_none() && message.body.len() <= MAX_ORIGINAL {
+        let original = AMQPValue::LongString(LongString::from(message.body.to_vec()));
+        edited = edited.with_header(header::ORIGINAL_BODY, original);
+    }
+    Ok(edited.with_text(header::EDITED_BY, by).with_text(header::EDITED_AT, &format!("{now:.3}")))
+}
+
+/// What a letter says of itself that is lost when it is published once more.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    pub(super) reason: String,
+    pub(super) text: String,
+    pub(super) bot: Option<String>,
+    pub(super) endpoint: Option<String>,
+    pub(super) died_at: Option<String>,
+}
+
+impl Told {
+    pub(super) fn of(letter: &Letter) -> Self {
+        Self {
+            reason: letter.reason.clone(),
+            text: letter.text.clone(),
+            bot: letter.bot.clone(),
+            endpoint: letter.endpoint.clone(),
+            died_at: letter.died_at.map(|time| format!("{time:.3}")),
+        }
+    }
+}
+
+/// A letter fit to be published into a queue of its kind: what the broker told of it goes into our headers.
+pub(super) fn laid_down(kind: Kind, told: &Told, message: &Message) -> Message {
+    let mut again = message.republish();
+    match kind {
+        Kind::Quarantine | Kind::WebhooksQuarantine => {
+            let owner = if kind.is_jobs() { (header::BOT, &told.bot) } else { (header::ENDPOINT, &told.endpoint) };
+            if let (name, Some(owner)) = owner {
+                again = again.with_text(name, owner);
+            }
+            again = again.with_text(header::REASON, &told.reason).with_text(header::REASON_TEXT, &told.text);
+        }
+        Kind::Jobs | Kind::Webhooks | Kind::Unroutable | Kind::WebhooksUnroutable => {}
+    }
+    match &told.died_at {
+        Some(died_at) => again.with_text(header::DIED_AT, died_at),
+        None => again,
+    }
+}
+
+/// Where a letter of that kind is published to. The unroutable ones keep whose they are in the routing key.
+pub(super) fn home(kind: Kind, names: &Names, told: &Told) -> (String, String) {
+    match kind {
+        Kind::Unroutable => (names.jobs_unroutable(), told.bot.clone().unwrap_or_default()),
+        Kind::WebhooksUnroutable => (names.webhooks_unroutable(), told.endpoint.clone().unwrap_or_default()),
+        Kind::Jobs | Kind::Webhooks | Kind::Quarantine | Kind::WebhooksQuarantine => (String::new(), kind.queue(names)),
+    }
+}
+
+fn bot_of<'c>(config: &'c Config, letter: &Letter) -> Result<&'c Bot, Refusal> {
+    let name = letter.bot.as_deref().unwrap_or_default();
+    config.bots.get(name).ok_or_else(|| {
+        let text = format!("no bot {name:?} in the settings ([bots.…]), so nobody would take it");
+        refusal(Reason::UnknownBot, text)
+    })
+}
+
+fn check(bot: &Bot, config: &Config, message: &Message, now: Timestamp) -> Result<(), Refusal> {
+    let source = Source {
+        body: &message.body,
+        message_id: message.message_id(),
+        content_encoding: message.content_encoding(),
+        published: Some(now),
+        first_seen: now,
+        now,
+    };
+    let checked = validate(bot, config.retry.deadline, &source);
+    checked.map(drop).map_err(|invalid| Refusal {
+        code: invalid.rejection.code.as_str(),
+        text: invalid.rejection.text,
+        pointer: invalid.rejection.pointer,
+    })
+}
+
+fn refusal(code: Reason, text: String) -> Refusal {
+    Refusal { code: code.as_str(), text, pointer: None }
 }
 
 fn without_death(message: &Message) -> Message {
@@ -115,6 +217,9 @@ fn without_death(message: &Message) -> Message {
         header::BOT,
         header::ENDPOINT,
         header::DIED_AT,
+        header::ORIGINAL_BODY,
+        header::EDITED_BY,
+        header::EDITED_AT,
     ];
     told.into_iter().fold(message.republish(), Message::without_header)
 }
@@ -211,6 +316,25 @@ mod tests {
         let text = Message::new("no json").with_message_id("x");
         let refusal = prepare(Kind::Jobs, &config(), &letter, &text, &right, now).unwrap_err();
         assert_eq!(refusal.code, "malformed_json");
+    }
+
+    #[test]
+    fn what_the_broker_told_of_a_quarantined_job_stays_when_it_is_laid_down_again() {
+        let told = Told {
+            reason: "delivery_limit".into(),
+            text: "it crashed its consumer".into(),
+            bot: Some("default".into()),
+            endpoint: None,
+            died_at: Some("2026-11-23T10:00:00.000Z".into()),
+        };
+        let message = Message::new("{}").with_text("x-first-death-reason", "delivery_limit").with_text("own", "kept");
+        let letter = laid_down(Kind::Quarantine, &told, &message);
+        let headers = letter.headers().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(headers, ["own", "x-bot", "x-died-at", "x-reason", "x-reason-text"]);
+        let names = Names::new("context");
+        assert_eq!(home(Kind::Quarantine, &names, &told), (String::new(), "context.jobs.quarantine".to_owned()));
+        let unroutable = home(Kind::Unroutable, &names, &told);
+        assert_eq!(unroutable, ("context.jobs.unroutable".to_owned(), "default".to_owned()));
     }
 
     #[test]

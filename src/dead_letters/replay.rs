@@ -1,13 +1,13 @@
 //! `dead-letters replay`: publish, confirm, then ack, in the order of the queue.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use super::browse::Browser;
 use super::filter::Filter;
 use super::list::note_others;
-use super::repair::{Outgoing, Refusal, Repair, prepare};
+use super::repair::{self, Outgoing, Refusal, Repair, prepare};
+use super::results::progress;
 use super::{Kind, Letter};
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Mandatory, Publisher, Receipt};
@@ -43,7 +44,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Change the body by this JSON merge patch (RFC 7396), and check it, before it is published
-    #[arg(long, value_name = "JSON", value_parser = read_patch)]
+    #[arg(long, value_name = "JSON", value_parser = repair::read_patch)]
     patch: Option<Value>,
     /// Give it this message id; for one letter
     #[arg(long, value_name = "ID")]
@@ -51,14 +52,6 @@ pub struct ReplayArgs {
     /// One JSON object per letter
     #[arg(long)]
     json: bool,
-}
-
-fn read_patch(text: &str) -> Result<Value, String> {
-    match serde_json::from_str::<Value>(text) {
-        Ok(patch) if patch.is_object() => Ok(patch),
-        Ok(_) => Err("the patch must be a JSON object".to_owned()),
-        Err(error) => Err(format!("the patch is not JSON: {error}")),
-    }
 }
 
 /// Replays.
@@ -276,12 +269,4 @@ impl Pace {
             tokio::time::sleep_until(self.start + due).await;
         }
     }
-}
-
-fn progress(total: u32, json: bool) -> ProgressBar {
-    if json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} looked at, {per_sec}, {eta} left");
-    ProgressBar::new(u64::from(total)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

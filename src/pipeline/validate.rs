@@ -465,10 +465,11 @@ fn escape(name: &str) -> String {
 }
 
 /// The schemas, as shipped.
-pub const SCHEMAS: [(&str, &str); 3] = [
+pub const SCHEMAS: [(&str, &str); 4] = [
     ("job", include_str!("../../schemas/job.v1.json")),
     ("outcome", include_str!("../../schemas/outcome.v1.json")),
     ("checkpoint", include_str!("../../schemas/checkpoint.v1.json")),
+    ("operation", include_str!("../../schemas/operation.v1.json")),
 ];
 
 /// `schema …`.

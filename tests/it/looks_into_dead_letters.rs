@@ -1,6 +1,7 @@
 //! Looking into dead letters changes nothing, at any size; a replay that is killed in the middle loses nothing.
 
 use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::time::Duration;
 
 use context_injector::broker::topology::{self, Names, Part};
@@ -10,22 +11,25 @@ use context_injector::servers::watched::Scratch;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{amqp_url, config, settings, unique_prefix, within};
+use crate::world::{LIMIT, eventually};
 
 /// More than two of the windows in which a queue is looked through.
 const LETTERS: usize = 12_000;
 
-struct Room {
-    names: Names,
-    broker: Broker,
-    publisher: Publisher,
-    directory: Scratch,
+/// A broker with dead letters, and the commands that look at them.
+pub struct Room {
+    pub names: Names,
+    pub broker: Broker,
+    pub publisher: Publisher,
+    pub directory: Scratch,
 }
 
 impl Room {
-    async fn new(name: &str) -> Room {
+    pub async fn new(name: &str) -> Room {
         let (url, prefix) = (amqp_url().await, unique_prefix(name));
         let config = config(url, &prefix, "");
         let directory = Scratch::new(name).unwrap();
@@ -37,7 +41,7 @@ impl Room {
     }
 
     /// Dead letters of jobs `job-00000`, `job-00001`, …; every tenth has another reason.
-    async fn bury(&self, count: usize) {
+    pub async fn bury(&self, count: usize) {
         let publish = (0..count).map(async |number| {
             let body = json!({"job_id": id(number), "conversation_id": format!("conv_{:x}", number % 7),
                               "variables": {"n": {"value": number}}});
@@ -59,7 +63,7 @@ impl Room {
         within("all confirms", join_all(publish)).await;
     }
 
-    fn process(&self, arguments: &[&str]) -> tokio::process::Command {
+    pub fn process(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_context-injector"));
         command.arg("--config").arg(self.directory.path().join("settings.toml")).args(arguments);
         for (name, _) in std::env::vars().filter(|(name, _)| name == "AMQP_URL" || name.starts_with("CONTEXT_")) {
@@ -69,13 +73,13 @@ impl Room {
         command
     }
 
-    async fn run(&self, arguments: &[&str]) -> (i32, String) {
+    pub async fn run(&self, arguments: &[&str]) -> (i32, String) {
         let output = within("the command", self.process(arguments).output()).await.unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.code().unwrap(), text)
     }
 
-    async fn rows(&self, arguments: &[&str]) -> Vec<Value> {
+    pub async fn rows(&self, arguments: &[&str]) -> Vec<Value> {
         let output = within("the command", self.process(arguments).output()).await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
@@ -87,7 +91,7 @@ impl Room {
         topology::depth(&connection, queue).await.unwrap().unwrap()
     }
 
-    async fn waiting(&self, queue: &str) -> usize {
+    pub async fn waiting(&self, queue: &str) -> usize {
         self.depth(queue).await.ready.try_into().unwrap()
     }
 
@@ -95,8 +99,15 @@ impl Room {
         self.depth(queue).await.consumers
     }
 
+    /// Waits until the broker has back what a killed command held.
+    pub async fn wait_until_nobody_looks(&self) {
+        let queue = self.names.jobs_dead();
+        eventually(LIMIT, "a queue without consumers", async || (self.consumers(&queue).await == 0).then_some(()))
+            .await;
+    }
+
     /// Takes so many out of a queue, which holds no more.
-    async fn empty(&self, queue: &str, expected: usize) -> Vec<Message> {
+    pub async fn empty(&self, queue: &str, expected: usize) -> Vec<Message> {
         let options = Options { prefetch: 500, tag: "test".into(), from: None };
         let mut subscription = within("a subscription", subscribe(&self.broker, queue, options)).await.unwrap();
         let mut found = Vec::new();
@@ -110,16 +121,16 @@ impl Room {
     }
 }
 
-fn id(number: usize) -> String {
+pub fn id(number: usize) -> String {
     format!("job-{number:05}")
 }
 
-fn ids(messages: &[Message]) -> Vec<String> {
+pub fn ids(messages: &[Message]) -> Vec<String> {
     messages.iter().map(|message| message.message_id().unwrap().to_owned()).collect()
 }
 
 /// Equality of long lists, told by the first difference.
-fn assert_same(found: &[String], expected: impl IntoIterator<Item = usize>) {
+pub fn assert_same(found: &[String], expected: impl IntoIterator<Item = usize>) {
     let expected = expected.into_iter().map(id).collect::<Vec<_>>();
     let difference = found.iter().zip(&expected).position(|(found, expected)| found != expected);
     let at = difference.unwrap_or(found.len().min(expected.len()));
@@ -135,6 +146,12 @@ async fn thousands_of_letters_are_listed_filtered_and_left_in_their_order() {
         let listed = rows.iter().map(|row| row["message_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
         assert_same(&listed, 0..LETTERS);
     }
+    // A reader that has enough, as `head` has, is no error.
+    let mut listing = room.process(&["dead-letters", "list", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(listing.stdout.take().unwrap()).lines();
+    assert!(within("a line", lines.next_line()).await.unwrap().is_some());
+    drop(lines);
+    assert_eq!(within("the end", listing.wait()).await.unwrap().code(), Some(0));
     let (status, text) = room.run(&["dead-letters", "list", "--limit", "2"]).await;
     assert_eq!(status, 0, "{text}");
     for part in ["12000 in ", "10800  attempts_exhausted", "1200  expired", "job-00001~", "11998 more"] {
@@ -170,22 +187,13 @@ async fn a_replay_that_is_killed_loses_nothing_and_goes_on_when_run_again() {
     while kills < 3 {
         let before = room.waiting(&queue).await;
         let mut process = room.process(&["dead-letters", "replay"]);
-        let mut process = process.stdout(std::process::Stdio::null()).spawn().unwrap();
-        within("some replayed letters", async {
-            while room.waiting(&queue).await < before + 300 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        let mut process = process.stdout(Stdio::null()).spawn().unwrap();
+        eventually(LIMIT, "some replayed letters", async || (room.waiting(&queue).await >= before + 300).then_some(()))
+            .await;
         // SIGKILL.
         process.kill().await.unwrap();
         kills += 1;
-        within("the return of what the killed one held", async {
-            while room.consumers(&room.names.jobs_dead()).await > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
+        room.wait_until_nobody_looks().await;
     }
     let (status, text) = room.run(&["dead-letters", "replay"]).await;
     assert_eq!(status, 0, "{text}");

@@ -31,6 +31,7 @@ mod readme_is_true;
 mod reads_illegible_messages;
 mod rejects_bad_input;
 mod relay;
+mod repairs_dead_letters;
 mod replays_dead_letters;
 mod resolves_conflicts;
 mod runbook_explains;
