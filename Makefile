@@ -1,9 +1,10 @@
 # make demo          the main job end to end, with a check of its own
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
+# make model         the protocol's states by the ten million; `make test` has a smaller bound
 # make lint          what CI refuses
 
-.PHONY: demo test lint
+.PHONY: demo test model lint
 
 demo:
 	@scripts/ensure-servers.sh
@@ -13,6 +14,9 @@ demo:
 test:
 	@scripts/ensure-servers.sh tests
 	cargo test --locked
+
+model:
+	cargo test --locked --profile model --test model -- --include-ignored --nocapture --test-threads 1
 
 lint:
 	cargo fmt --check

@@ -445,7 +445,11 @@ impl Job {
                 || operation.template().is_some()
                 || matches!(
                     operation,
-                    Operation::AddToSet { .. } | Operation::Remove(_) | Operation::Max(_) | Operation::Min(_)
+                    Operation::AddToSet { .. }
+                        | Operation::Remove(_)
+                        | Operation::MergePatch(_)
+                        | Operation::Max(_)
+                        | Operation::Min(_)
                 )
         };
         self.base_version.is_some()

@@ -29,8 +29,9 @@ use uuid::Uuid;
 use crate::job::{ConversationId, Version};
 use crate::ladder;
 use crate::metrics as names;
+use crate::pipeline::endings::Ended;
 use crate::pipeline::ledger::Mark;
-use crate::pipeline::verdict::Reason;
+use crate::pipeline::verdict::{Reason, Rejection, Verdict};
 use crate::redis_link::{Away, RedisLink};
 
 /// How long a lease holds.
@@ -299,7 +300,7 @@ struct Answer {
 }
 
 /// A verdict as Redis keeps it: `applied`, or `not_applied:<generation>:<code>`, or `unknown:…`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PastVerdict {
     /// It was applied, which binds all replay generations.
     Applied,
@@ -307,6 +308,30 @@ pub enum PastVerdict {
     NotApplied(u32, Reason),
     /// Nobody could know, in that generation.
     Unknown(u32, Reason),
+}
+
+impl PastVerdict {
+    /// What another worker must know of an ending, should the job come to it: a verdict that no ledger tells.
+    #[must_use]
+    pub fn to_be_left(ended: &Ended, generation: u32) -> Option<Self> {
+        match &ended.verdict {
+            _ if ended.repeat => None,
+            Verdict::Applied => (!ended.applied.recorded).then_some(Self::Applied),
+            Verdict::NotApplied(rejection) => Some(Self::NotApplied(generation, rejection.code)),
+            Verdict::Unknown(rejection) => Some(Self::Unknown(generation, rejection.code)),
+        }
+    }
+
+    /// The verdict that the job had, if it binds this generation.
+    #[must_use]
+    pub fn for_generation(self, generation: u32) -> Option<Verdict> {
+        let rejection = |code| Rejection::new(code, "the job ended so before; a replay may try it again");
+        match self {
+            Self::Applied => Some(Verdict::Applied),
+            Self::NotApplied(of, code) => (of == generation).then(|| Verdict::NotApplied(rejection(code))),
+            Self::Unknown(of, code) => (of == generation).then(|| Verdict::Unknown(rejection(code))),
+        }
+    }
 }
 
 impl fmt::Display for PastVerdict {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::evicted::Evicted;
-use super::ledger::{LowWater, Mark};
+use super::ledger::{Ledger, LowWater, Mark};
 use super::plan::{Fate, Plan};
 use super::snapshot::{Contents, Known, Snapshot};
 use crate::job::Version;
@@ -33,10 +33,16 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The version that the conversation has, as far as is known.
+    /// The version that the conversation has, for whoever plans on that alone. None where the ledger has anything
+    /// in it: a worker that was overtaken must read it before it writes, or it would write for the second time.
     #[must_use]
-    pub fn version(&self) -> Option<&Version> {
-        self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.version.as_ref())
+    pub fn version_without_ledger(&self) -> Option<&Version> {
+        let (snapshot, _) = self.snapshot.as_ref()?;
+        let nothing_to_read = match &snapshot.contents {
+            Contents::VersionOnly => true,
+            Contents::Full { ledger, .. } => ledger.as_ref().is_ok_and(Ledger::is_empty),
+        };
+        snapshot.version.as_ref().filter(|_| nothing_to_read)
     }
 
     /// The last snapshot, if it is recent and has what is needed.
@@ -158,5 +164,29 @@ fn weight(value: &serde_json::Value) -> usize {
         Value::String(text) => 32 + text.len(),
         Value::Array(items) => 32 + items.iter().map(weight).sum::<usize>(),
         Value::Object(fields) => 32 + fields.iter().map(|(name, value)| 64 + name.len() + weight(value)).sum::<usize>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::job::{Name, Scope};
+    use crate::pipeline::snapshot::Variables;
+
+    #[test]
+    fn a_version_stands_alone_only_while_there_is_no_ledger_to_read() {
+        let now = Timestamp::UNIX_EPOCH;
+        let version = |ledger: Option<serde_json::Value>| {
+            let name = Name::new(Scope::Conversation, "_l");
+            let variables = ledger.map(|value| (name, value)).into_iter().collect::<Variables>();
+            let mut memory = Memory::default();
+            memory.remember(&mut Snapshot::read(Some(Version::new("7")), variables, "_l", None, now), now);
+            memory.version_without_ledger().cloned()
+        };
+        assert_eq!(version(None), Some(Version::new("7")));
+        assert_eq!(version(Some(json!({"v": 1, "a": [[1, 6, "abcdefghijkl"]]}))), None);
+        assert_eq!(version(Some(json!({"v": 99}))), None);
     }
 }

@@ -167,10 +167,11 @@ pub struct Ground<'a> {
 #[must_use]
 pub fn plan(ground: Ground<'_>, batch: &[Candidate<'_>], limit: usize, refusal: Option<Rejection>) -> Plan {
     let mut refusal = refusal;
+    let mut suspects_get_entries = true;
     let fitting = batch_len(batch.iter().map(|candidate| candidate.job));
     let mut taken = if refusal.is_some() { 1 } else { fitting.min(limit.max(1)) };
     loop {
-        let mut fold = Fold::new(ground);
+        let mut fold = Fold::new(ground, suspects_get_entries);
         for (at, candidate) in batch.iter().enumerate().take(taken) {
             let fate = match fold.twin(&batch[..at], candidate) {
                 Some(fate) => fate,
@@ -185,6 +186,10 @@ pub fn plan(ground: Ground<'_>, batch: &[Candidate<'_>], limit: usize, refusal: 
         }
         if taken > 1 {
             taken /= 2;
+            continue;
+        }
+        if std::mem::take(&mut suspects_get_entries) {
+            // A plain job is as long as it was at its first delivery, and judged as it was then.
             continue;
         }
         if refusal_is_final(&plan) {

@@ -23,7 +23,6 @@ use crate::pipeline::endings::{self, Ended, Ending, Task};
 use crate::pipeline::execute::{Cost, Executor};
 use crate::pipeline::memory::Memory;
 use crate::pipeline::plan::batch_len;
-use crate::pipeline::verdict::{Rejection, Verdict};
 use crate::redis_link::RedisLink;
 use crate::target::has_precondition;
 
@@ -84,7 +83,7 @@ impl Context {
         let (endings, cost) = self.execute(conversation, &lease, &mut tasks, &mut memory).await;
         self.stage("execute", begun.elapsed());
         let on_ladder = self.ladder.concerns(&config.name, conversation, &lease);
-        let version = memory.version().cloned();
+        let version = memory.version_without_ledger().cloned();
         let record = match &version {
             Some(version) if cost.requests > 0 => Record::Set(version),
             None if cost.requests > 0 => Record::Drop,
@@ -93,11 +92,14 @@ impl Context {
         let work = Work { started, cost, on_ladder };
         let begun = Instant::now();
         let marks = tasks.iter().map(|task| (task.mark.clone(), task.generation)).collect::<Vec<_>>();
-        let verdicts = marks
-            .iter()
-            .zip(&endings)
-            .filter_map(|((mark, generation), ending)| Some((mark, to_be_remembered(ending, *generation)?)));
-        let verdicts = verdicts.collect::<Vec<_>>();
+        let verdicts = marks.iter().zip(&endings).zip(&envelopes).filter_map(|((of, ending), envelope)| match ending {
+            Ending::Verdict(ended) => Some((&of.0, PastVerdict::to_be_left(ended, of.1)?, envelope.receipt.is_open())),
+            Ending::Retry(_) | Ending::Interrupted => None,
+        });
+        // Who was overtaken leaves no `applied`: its successor may be doing these jobs anew, in order, and must not
+        // be told in the middle that the rest is done.
+        let verdicts = verdicts.filter(|(_, verdict, held)| *held || *verdict != PastVerdict::Applied);
+        let verdicts = verdicts.map(|(mark, verdict, _)| (mark, verdict)).collect::<Vec<_>>();
         let release = lease.release(record, &verdicts);
         let refused = verdicts.iter().any(|(_, verdict)| *verdict != PastVerdict::Applied);
         let left = if refused {
@@ -217,7 +219,7 @@ impl Context {
             let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
             recent.find(&task.mark, task.generation).cloned()
         };
-        let verdict = here.or_else(|| past(lease.past_verdict(&task.mark)?, task.generation))?;
+        let verdict = here.or_else(|| lease.past_verdict(&task.mark)?.for_generation(task.generation))?;
         let bot = self.bot.config().name.clone();
         metrics::counter!(names::DUPLICATES, "bot" => bot, "witness" => "memory").increment(1);
         Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
@@ -238,27 +240,6 @@ impl Context {
             Hold::RedisAway => "redis_away",
         };
         metrics::counter!(names::LEASES_WITHOUT, "bot" => bot, "why" => why).increment(1);
-    }
-}
-
-/// What another worker must know of an ending, should the job come to it: a verdict that no ledger tells.
-fn to_be_remembered(ending: &Ending, generation: u32) -> Option<PastVerdict> {
-    let Ending::Verdict(ended) = ending else { return None };
-    match &ended.verdict {
-        _ if ended.repeat => None,
-        Verdict::Applied => (!ended.applied.recorded).then_some(PastVerdict::Applied),
-        Verdict::NotApplied(rejection) => Some(PastVerdict::NotApplied(generation, rejection.code)),
-        Verdict::Unknown(rejection) => Some(PastVerdict::Unknown(generation, rejection.code)),
-    }
-}
-
-/// The verdict that a job had before, if it binds this generation.
-fn past(verdict: &PastVerdict, generation: u32) -> Option<Verdict> {
-    let rejection = |code| Rejection::new(code, "the job ended so before; a replay may try it again");
-    match *verdict {
-        PastVerdict::Applied => Some(Verdict::Applied),
-        PastVerdict::NotApplied(of, code) => (of == generation).then(|| Verdict::NotApplied(rejection(code))),
-        PastVerdict::Unknown(of, code) => (of == generation).then(|| Verdict::Unknown(rejection(code))),
     }
 }
 

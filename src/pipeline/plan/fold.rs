@@ -31,6 +31,8 @@ pub(super) struct Fold<'a> {
     tombstones: Vec<(Mark, u32, Reason)>,
     sequences: Vec<(Name, u64)>,
     depends_on_state: bool,
+    /// Whether jobs that may be under way elsewhere get an entry although they are plain.
+    suspects_get_entries: bool,
 }
 
 /// The part of a fold that one job adds, kept only if the whole job can be folded.
@@ -41,7 +43,7 @@ struct Step {
 }
 
 impl<'a> Fold<'a> {
-    pub(super) fn new(ground: Ground<'a>) -> Self {
+    pub(super) fn new(ground: Ground<'a>, suspects_get_entries: bool) -> Self {
         Self {
             bot: ground.bot,
             snapshot: ground.snapshot,
@@ -52,14 +54,14 @@ impl<'a> Fold<'a> {
             tombstones: Vec::new(),
             sequences: Vec::new(),
             depends_on_state: false,
+            suspects_get_entries,
         }
     }
 
+    /// The ledger, where it is kept: read, and to be written on the version that it was read at.
     fn ledger(&self) -> Option<&Ledger> {
-        match &self.snapshot.contents {
-            Contents::Full { ledger: Ok(ledger), .. } if self.bot.ledger != LedgerMode::Off => Some(ledger),
-            _ => None,
-        }
+        let kept = self.bot.ledger != LedgerMode::Off && self.snapshot.version.is_some();
+        self.snapshot.ledger().filter(|_| kept)
     }
 
     /// The next job's fate.
@@ -85,8 +87,8 @@ impl<'a> Fold<'a> {
             return fate;
         }
         if candidate.job.deadline < self.now {
-            return self
-                .refuse(candidate, Rejection::new(Reason::Expired, "the deadline passed before the job was applied"));
+            let text = "the deadline passed before the job was applied";
+            return self.refuse(candidate, Rejection::new(Reason::Expired, text));
         }
         if let Some(rejection) = refusal {
             return self.refuse(candidate, rejection);
@@ -98,7 +100,7 @@ impl<'a> Fold<'a> {
                 self.sequences.extend(step.sequences);
                 Fate::Applies(applied)
             }
-            Err(rejection) => self.refuse(candidate, rejection),
+            Err(rejection) => self.refuse_by_state(candidate, rejection),
         }
     }
 
@@ -141,17 +143,34 @@ impl<'a> Fold<'a> {
         doubtful.then(|| Fate::Unknown(Rejection::new(Reason::LedgerOverrun, text)))
     }
 
+    /// Ends a job that this state refuses and another one would take: the refusal is made to last, by a tombstone,
+    /// so that the job gets no second verdict should it come again when the state is another.
+    fn refuse_by_state(&mut self, candidate: &Candidate<'_>, rejection: Rejection) -> Fate {
+        let code = rejection.code;
+        let fate = self.refuse(candidate, rejection);
+        let lasts = self.tombstones.last().is_some_and(|(mark, ..)| *mark == candidate.mark);
+        if matches!(fate, Fate::Refused(_)) && !lasts && self.is_kept(candidate.job) && self.ledger().is_some() {
+            self.tombstones.push((candidate.mark.clone(), candidate.generation, code));
+        }
+        fate
+    }
+
+    /// Whether each try of the job writes its entry.
+    fn is_kept(&self, job: &Job) -> bool {
+        match self.bot.ledger {
+            LedgerMode::Always => true,
+            LedgerMode::Auto => job.wants_ledger(),
+            LedgerMode::Off => false,
+        }
+    }
+
     /// Ends a job that is not applied. If an earlier try of it may have got anywhere, that must first be ruled
     /// out for ever: by its absence from the ledger together with a tombstone.
     fn refuse(&mut self, candidate: &Candidate<'_>, rejection: Rejection) -> Fate {
         if !candidate.uncertain && candidate.tried.is_none() {
             return Fate::Refused(rejection);
         }
-        let recorded = match self.bot.ledger {
-            LedgerMode::Always => true,
-            LedgerMode::Auto => candidate.job.wants_ledger(),
-            LedgerMode::Off => false,
-        };
+        let recorded = self.is_kept(candidate.job);
         if !recorded && is_deterministic(rejection.code) {
             // Such a job is the same request every time, so an earlier try of it was refused as well.
             return Fate::Refused(rejection);
@@ -338,19 +357,19 @@ impl<'a> Fold<'a> {
         });
     }
 
-    /// Whether the PATCH carries the ledger.
+    /// Whether the PATCH carries the ledger. A suspect may be under way elsewhere too: its entry tells that other
+    /// worker, who does not know that it is one, even where there was nothing left to write.
     fn records(&self, batch: &[Candidate<'_>]) -> bool {
+        if self.bot.ledger == LedgerMode::Off {
+            return false;
+        }
         let writes = |applied: &Applied| applied.keys.iter().any(|key| key.result == KeyResult::Written);
-        let written = self.fates.iter().zip(batch).filter_map(|(fate, candidate)| match fate {
-            Fate::Applies(applied) if writes(applied) => Some(candidate),
-            _ => None,
-        });
-        let wanted = match self.bot.ledger {
-            LedgerMode::Off => return false,
-            LedgerMode::Always => written.count() > 0,
+        let wanted = self.fates.iter().zip(batch).any(|(fate, candidate)| match fate {
             // Even where the values end as they began, the jobs in between must not happen twice.
-            LedgerMode::Auto => written.into_iter().any(|candidate| candidate.job.wants_ledger()),
-        };
+            Fate::Applies(applied) if writes(applied) && self.is_kept(candidate.job) => true,
+            Fate::Applies(_) => candidate.suspect && (self.suspects_get_entries || self.is_kept(candidate.job)),
+            Fate::Repeat | Fate::RefusedBefore(_) | Fate::Refused(_) | Fate::Unknown(_) => false,
+        });
         wanted || !self.tombstones.is_empty() || !self.sequences.is_empty()
     }
 

@@ -191,7 +191,7 @@ fn conflicts_are_judged_key_by_key() {
     assert_eq!((value("theirs"), value("mine"), value("n")), (json!(2), json!(9), json!(6)));
     let (fate, plan) = with("fail");
     assert_eq!(code(&fate), Reason::Conflict);
-    assert!(plan.body.is_none());
+    assert_eq!(plan.changes.len(), 1, "nothing but the tombstone");
 }
 
 #[test]
@@ -245,6 +245,49 @@ fn a_refusal_on_a_redelivery_leaves_a_tombstone_for_its_generation() {
     assert!(matches!(&again.fates[0], Fate::RefusedBefore(rejection) if rejection.code == Reason::TypeMismatch));
     let replayed = plan_on(&repaired, None, &[Candidate { generation: 1, ..suspect(&job) }]);
     assert!(matches!(replayed.fates[0], Fate::Applies(_)));
+}
+
+#[test]
+fn a_first_refusal_by_the_state_lasts_when_the_state_is_another() {
+    let refuses = state("1", json!({"n": "text"}), &Ledger::default());
+    let job = increment("a", 1);
+    let plan = plan_on(&refuses, None, &[candidate(&job)]);
+    assert_eq!((code(&plan.fates[0]), plan.tombstones), (Reason::TypeMismatch, 1));
+    assert!(!plan.holds(&refuses), "it is told once it is written");
+    let takes = state("3", json!({"n": 1}), plan.ledger.as_ref().unwrap());
+    let again = plan_on(&takes, None, &[suspect(&job)]);
+    assert!(matches!(&again.fates[0], Fate::RefusedBefore(rejection) if rejection.code == Reason::TypeMismatch));
+    let mut late = increment("late", 1);
+    late.deadline = "2026-11-23T09:00:00Z".parse().unwrap();
+    assert!(plan_on(&takes, None, &[candidate(&late)]).body.is_none(), "what time refuses it refuses for ever");
+}
+
+#[test]
+fn a_plain_job_that_may_be_under_way_elsewhere_gets_an_entry() {
+    let snapshot = state("1", json!({"k": 1}), &Ledger::default());
+    for value in [1, 2] {
+        let job = write("a", "k", json!({"value": value}));
+        let first = plan_on(&snapshot, None, &[candidate(&job)]);
+        assert!(first.ledger.is_none());
+        let again = after(&snapshot, &plan_on(&snapshot, None, &[suspect(&job)]));
+        let overtaken = plan_on(&again, Some(&snapshot), &[candidate(&job)]);
+        assert_eq!(overtaken.fates[0], Fate::Repeat, "who held it first and was overtaken writes nothing");
+    }
+}
+
+#[test]
+fn a_plain_job_is_not_too_long_because_it_came_again() {
+    let bot = bot("max_payload_bytes = 3000");
+    let mut ledger = Ledger::default();
+    for number in 0..100 {
+        ledger.add_applied(JobIdOf(number).mark(), &Version::new("1"), now());
+    }
+    let snapshot = state("1", json!({}), &ledger);
+    let job = write("a", "k", json!({"value": "x".repeat(2_500)}));
+    let evicted = Evicted::default();
+    let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &[], evicted: &evicted, now: now() };
+    let plan = plan(ground, &[suspect(&job)], MAX_BATCH, None);
+    assert!(matches!(&plan.fates[0], Fate::Applies(applied) if !applied.recorded));
 }
 
 #[test]
