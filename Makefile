@@ -1,6 +1,7 @@
 # make demo          the main job end to end, with a check of its own
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
+# make chaos         everything fails at once, for minutes; CHAOS_SEED=… draws the same again, CHAOS_SCALE=… percent of it
 # make lint          what CI refuses
 
 .PHONY: demo test lint
@@ -13,6 +14,11 @@ demo:
 test:
 	@scripts/ensure-servers.sh tests
 	cargo test --locked
+
+.PHONY: chaos
+chaos:
+	@scripts/ensure-servers.sh
+	cargo test --locked --test it -- --ignored --nocapture --exact chaos::everything_fails_for_minutes
 
 lint:
 	cargo fmt --check
