@@ -2,6 +2,7 @@
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
 # make model         the protocol's states by the ten million; `make test` has a smaller bound
+# make chaos         everything fails at once, for minutes; CHAOS_SEED=… draws the same again, CHAOS_SCALE=… percent of it
 # make lint          what CI refuses
 
 .PHONY: demo test model lint
@@ -17,6 +18,11 @@ test:
 
 model:
 	cargo test --locked --profile model --test model -- --include-ignored --nocapture --test-threads 1
+
+.PHONY: chaos
+chaos:
+	@scripts/ensure-servers.sh
+	cargo test --locked --test it -- --ignored --nocapture --exact chaos::everything_fails_for_minutes
 
 lint:
 	cargo fmt --check

@@ -7,6 +7,11 @@
 //! worker that dies between taking the place and publishing leaves nothing behind that the redelivered job would
 //! wait for.
 //!
+//! A place can outlive its job: Redis was away when it was to be given back. So a message that comes back from a rung
+//! names the time of its climb, and whoever is before it and has not climbed since is gone: rungs and queues are first
+//! in, first out, so all who still wait came back before it, and left the line or climbed again. One round on the rung
+//! is then all that such a place costs.
+//!
 //! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
 //! Redis is away. What was taken during an outage counts beside Redis' line until it expires.
 
@@ -26,36 +31,38 @@ const SLACK: Duration = Duration::from_secs(600);
 /// Most conversations that are remembered here.
 const MAX_REMEMBERED: usize = 50_000;
 
-/// Keys: line (job → order), places (job → end:rung). Arguments: the jobs of a batch. Returns per job its order or
-/// '0', the order of the one that it must follow or '0', and the rung of that.
+/// Keys: line (job → order), places (job → end:rung:climb). Arguments: the jobs of a batch, each with the time of the
+/// climb from which it comes or '0'. Returns per job its order or '0', the order of the one that it must follow or '0',
+/// and the rung of that.
 static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local t = redis.call('TIME')
 local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 local found, go = {}, {}
-for i = 1, #ARGV do
-  local own = redis.call('ZSCORE', KEYS[1], ARGV[i])
+for i = 1, #ARGV, 2 do
+  local own, climbed = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 1])
   local below, skip, follows, rung = own and ('(' .. own) or '+inf', 0, '0', 0
   while true do
     local before = redis.call('ZREVRANGEBYSCORE', KEYS[1], below, '-inf', 'WITHSCORES', 'LIMIT', skip, 1)
     if #before == 0 then go[ARGV[i]] = true break end
     if go[before[1]] then skip = skip + 1
     else
-      local ends, its = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+)$')
-      if ends and tonumber(ends) > now then follows, rung = before[2], tonumber(its) break end
+      local ends, its, since = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+):(%d+)$')
+      if ends and tonumber(ends) > now and tonumber(since) > climbed then follows, rung = before[2], tonumber(its) break end
       redis.call('ZREM', KEYS[1], before[1])
       redis.call('HDEL', KEYS[2], before[1])
     end
   end
-  found[i] = {own or '0', follows, rung}
+  found[#found + 1] = {own or '0', follows, rung}
 end
 return found
 ",
     )
 });
 
-/// Keys: line, places. Arguments: job, rung, milliseconds, order that it has already or 0. Returns its order.
+/// Keys: line, places. Arguments: job, rung, milliseconds, order that it has already or 0. Returns its
+/// order and the time of the climb.
 static CLIMB: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -71,11 +78,11 @@ if not order then
   order = string.format('%.0f', order)
   redis.call('ZADD', KEYS[1], order, ARGV[1])
 end
-redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f:%s', now + tonumber(ARGV[3]), ARGV[2]))
+redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f:%s:%.0f', now + tonumber(ARGV[3]), ARGV[2], now))
 for i = 1, 2 do
   if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
 end
-return order
+return {order, string.format('%.0f', now)}
 ",
     )
 });
@@ -113,10 +120,19 @@ impl Ladder {
 
     /// What each job of a batch, in its order, must follow: the rung of the job right before it. `None`: it may be
     /// worked on, since nobody is before it but jobs of the batch that may be worked on too.
-    pub async fn standings(&self, bot: &str, conversation: &ConversationId, batch: &[&JobId]) -> Vec<Option<usize>> {
+    /// Each job comes with what [`Self::climb`] returned, if it comes from a rung.
+    pub async fn standings(
+        &self,
+        bot: &str,
+        conversation: &ConversationId,
+        batch: &[(&JobId, Option<u64>)],
+    ) -> Vec<Option<usize>> {
         let tag = tag(bot, conversation);
         let mut script = STANDINGS.key(line_key(&self.link, &tag));
-        script.key(self.link.key("places", &tag)).arg(batch.iter().map(|job| job.as_str()).collect::<Vec<_>>());
+        script.key(self.link.key("places", &tag));
+        for (job, climbed) in batch {
+            script.arg(job.as_str()).arg(climbed.unwrap_or_default());
+        }
         let shared = self.link.call::<Vec<(String, String, usize)>>(&script).await.ok();
         let mut remembered = self.remembered();
         let mut nobody = Line::default();
@@ -124,7 +140,8 @@ impl Ladder {
         line.forget_expired(now());
         let mut go = HashSet::new();
         let order = |text: &str| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
-        let standing = |(index, job): (usize, &&JobId)| {
+        let standing = |(index, (job, climbed)): (usize, &(&JobId, Option<u64>))| {
+            line.forget_gone(job, climbed.unwrap_or_default(), &go);
             let shared = shared.as_ref().map(|all| all.get(index).cloned().unwrap_or_default());
             let follows = match shared {
                 None => line.before(job, None, &go, false),
@@ -141,23 +158,34 @@ impl Ladder {
         batch.iter().enumerate().map(standing).collect()
     }
 
-    /// Takes a place in line, or keeps the one that the job has, for a stay of that length on that rung.
-    pub async fn climb(&self, bot: &str, conversation: &ConversationId, job: &JobId, rung: usize, stay: Duration) {
+    /// Takes a place in line, or keeps the one that the job has, for a stay of that length on that rung. Returns the
+    /// time of the climb, which the job must bring along when it comes back.
+    pub async fn climb(
+        &self,
+        bot: &str,
+        conversation: &ConversationId,
+        job: &JobId,
+        rung: usize,
+        stay: Duration,
+    ) -> u64 {
         let tag = tag(bot, conversation);
         let lasts = stay + SLACK;
         let own = self.remembered().get(&tag).and_then(|line| line.places.get(job)).map_or(0, |place| place.order);
         let mut script = CLIMB.key(line_key(&self.link, &tag));
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         script.key(self.link.key("places", &tag)).arg(job.as_str()).arg(rung).arg(lasts_ms).arg(own);
-        let shared = self.link.call::<f64>(&script).await.ok().map(micros);
+        let shared = self.link.call::<(f64, u64)>(&script).await.ok().map(|(order, since)| (micros(order), since));
         let now = now();
+        let since = shared.map_or(now / 1_000, |(_, since)| since);
         let mut remembered = self.remembered();
         if remembered.len() >= MAX_REMEMBERED {
             remembered.retain(|_, line| line.is_used(now));
         }
         if remembered.len() < MAX_REMEMBERED || remembered.contains_key(&tag) {
-            remembered.entry(tag).or_default().take(job, shared, rung, now, lasts);
+            let line = remembered.entry(tag).or_default();
+            line.take(job, shared.map(|(order, _)| order), rung, now, lasts, since);
         }
+        since
     }
 
     /// Gives the place back: the job is worked on, or done with.
@@ -200,7 +228,8 @@ fn micros(order: f64) -> u64 {
     order as u64
 }
 
-/// One conversation's line as this worker remembers it. Times in microseconds since 1970.
+/// One conversation's line as this worker remembers it. Times in microseconds since 1970, those of climbs in
+/// milliseconds.
 #[derive(Debug, Default)]
 struct Line {
     places: BTreeMap<JobId, Place>,
@@ -211,6 +240,7 @@ struct Place {
     order: u64,
     rung: usize,
     ends: u64,
+    since: u64,
     /// Whether Redis has it too.
     shared: bool,
 }
@@ -234,12 +264,18 @@ impl Line {
         before.map(|place| (place.order, place.rung)).max()
     }
 
-    fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration) {
+    /// Who is before a job that climbed then and comes back now, and has not climbed since, is not in line any more.
+    fn forget_gone(&mut self, job: &JobId, climbed: u64, go: &HashSet<JobId>) {
+        let Some(own) = self.places.get(job).map(|place| place.order) else { return };
+        self.places.retain(|other, place| place.since > climbed || place.order >= own || go.contains(other));
+    }
+
+    fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration, since: u64) {
         let last = self.places.values().map(|place| place.order).max().unwrap_or_default();
         let own = self.places.get(job).map(|place| place.order);
         let order = shared.or(own).unwrap_or(now.max(last + 1));
         let ends = now.saturating_add(u64::try_from(lasts.as_micros()).unwrap_or(u64::MAX));
-        self.places.insert(job.clone(), Place { order, rung, ends, shared: shared.is_some() });
+        self.places.insert(job.clone(), Place { order, rung, ends, since, shared: shared.is_some() });
     }
 }
 
@@ -260,7 +296,7 @@ pub(crate) mod tests {
     /// The promise, for a ladder with or without Redis.
     pub(crate) async fn later_jobs_follow(ladder: &Ladder, bot: &str) {
         let conversation = &conversation();
-        let standing = async |name: &str| ladder.standings(bot, conversation, &[&job(name)]).await[0];
+        let standing = async |name: &str| ladder.standings(bot, conversation, &[(&job(name), None)]).await[0];
         let climb = async |name: &str, rung| ladder.climb(bot, conversation, &job(name), rung, STAY).await;
         assert_eq!(standing("first").await, None);
         climb("first", 0).await;
@@ -272,15 +308,43 @@ pub(crate) mod tests {
         assert_eq!(standing("second").await, Some(1), "follows the first onto its new rung");
         assert_eq!(standing("third").await, Some(0), "follows the second, which is right before it");
         climb("third", 0).await;
-        let together = [&job("first"), &job("second"), &job("third"), &job("fresh")];
+        let names = ["first", "second", "third", "fresh"].map(job);
+        let together = names.each_ref().map(|job| (job, None));
         assert_eq!(ladder.standings(bot, conversation, &together).await, [None; 4], "together they keep their order");
-        let together = [&job("second"), &job("first"), &job("third"), &job("fresh")];
+        let together = [&names[1], &names[0], &names[2], &names[3]].map(|job| (job, None));
         assert_eq!(ladder.standings(bot, conversation, &together).await, [Some(1), None, Some(0), Some(0)]);
         ladder.step_off(bot, conversation, &job("third")).await;
         ladder.step_off(bot, conversation, &job("first")).await;
         assert_eq!(standing("second").await, None);
         ladder.step_off(bot, conversation, &job("second")).await;
         assert_eq!(standing("third").await, None);
+    }
+
+    /// The promise about places that nobody gives back, for a ladder with or without Redis.
+    pub(crate) async fn a_place_without_a_job_holds_others_up_for_one_round(ladder: &Ladder, bot: &str) {
+        let conversation = &conversation();
+        let standing =
+            async |name: &str, climbed| ladder.standings(bot, conversation, &[(&job(name), climbed)]).await[0];
+        let climb = async |name: &str| ladder.climb(bot, conversation, &job(name), 1, STAY).await;
+        climb("gone").await;
+        assert_eq!(standing("second", None).await, Some(1), "it may still come");
+        let climbed = climb("second").await;
+        assert_eq!(standing("second", None).await, Some(1), "redelivered, it was on no rung");
+        assert_eq!(standing("third", None).await, Some(1));
+        let third = climb("third").await;
+        assert_eq!(
+            standing("second", Some(climbed)).await,
+            None,
+            "whoever was before it came back before it, or is gone"
+        );
+        // Climbs are told apart by the millisecond.
+        while climb("second").await <= third {}
+        assert_eq!(standing("third", Some(third)).await, Some(1), "the second has climbed again");
+    }
+
+    #[tokio::test]
+    async fn without_redis_a_place_without_a_job_holds_others_up_for_one_round() {
+        a_place_without_a_job_holds_others_up_for_one_round(&Ladder::new(RedisLink::absent()), "b").await;
     }
 
     #[tokio::test]
@@ -291,7 +355,7 @@ pub(crate) mod tests {
     #[test]
     fn a_place_that_nobody_gives_back_expires() {
         let mut line = Line::default();
-        line.take(&job("lost"), None, 2, 1_000, Duration::from_micros(500));
+        line.take(&job("lost"), None, 2, 1_000, Duration::from_micros(500), 1);
         line.forget_expired(1_499);
         assert_eq!(line.before(&job("next"), None, &HashSet::new(), false), Some((1_000, 2)));
         line.forget_expired(1_500);
@@ -303,7 +367,7 @@ pub(crate) mod tests {
     fn places_have_an_order_even_within_a_microsecond() {
         let mut line = Line::default();
         for name in ["a", "b", "c"] {
-            line.take(&job(name), None, 0, 1_000, STAY);
+            line.take(&job(name), None, 0, 1_000, STAY, 1);
         }
         assert_eq!(line.before(&job("c"), None, &HashSet::new(), false), Some((1_001, 0)));
         assert_eq!(line.before(&job("b"), None, &HashSet::new(), false), Some((1_000, 0)));

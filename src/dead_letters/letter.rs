@@ -57,6 +57,7 @@ pub fn letter(original: &Message, death: &Death<'_>) -> Message {
     let mut letter = original
         .republish()
         .without_header(header::ATTEMPT)
+        .without_header(header::CLIMBED)
         .with_text(header::REASON, death.reason)
         .with_text(header::REASON_TEXT, cut(death.text))
         .with_integer(header::ATTEMPTS, u64::from(death.attempts))

@@ -210,6 +210,7 @@ fn without_death(message: &Message) -> Message {
         header::REASON_TEXT,
         header::CERTAINTY,
         header::ATTEMPT,
+        header::CLIMBED,
         header::ATTEMPTS,
         header::FIRST_SEEN,
         header::LAST_STATUS,

@@ -267,15 +267,17 @@ async fn a_pause_holds_all_workers_and_a_shorter_one_does_not_end_it() {
 async fn with_redis_later_jobs_follow_the_earlier_ones_whoever_works() {
     let Some((server, link)) = private_redis().await else { return };
     crate::ladder::tests::later_jobs_follow(&Ladder::new(Arc::clone(&link)), "b").await;
+    let ladder = Ladder::new(Arc::clone(&link));
+    crate::ladder::tests::a_place_without_a_job_holds_others_up_for_one_round(&ladder, "other").await;
 
     let (one, two) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     let (id, job) = (conversation("conv_2"), |name| JobId::new(name).unwrap());
     one.climb("b", &id, &job("first"), 2, Duration::from_secs(5)).await;
-    assert_eq!(two.standings("b", &id, &[&job("second")]).await[0], Some(2));
+    assert_eq!(two.standings("b", &id, &[(&job("second"), None)]).await[0], Some(2));
     let lease = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     assert!(two.concerns("b", &id, &lease));
     two.step_off("b", &id, &job("first")).await;
-    assert_eq!(one.standings("b", &id, &[&job("second")]).await[0], None, "what the other stepped off is off");
+    assert_eq!(one.standings("b", &id, &[(&job("second"), None)]).await[0], None, "what the other stepped off is off");
     lease.release(Record::Keep, &[]).await;
     let lease = lease::acquire(&link, "b", &id, Contention::GoOn, &[]).await;
     assert!(!two.concerns("b", &id, &lease));
@@ -288,18 +290,18 @@ async fn the_line_outlives_the_loss_of_redis() {
     ladder.climb("b", &id, &job("first"), 0, Duration::from_secs(5)).await;
     server.kill9().await.unwrap();
     within("away", link.wait_until(false)).await;
-    assert_eq!(ladder.standings("b", &id, &[&job("second")]).await[0], Some(0));
+    assert_eq!(ladder.standings("b", &id, &[(&job("second"), None)]).await[0], Some(0));
     ladder.climb("b", &id, &job("second"), 0, Duration::from_secs(5)).await;
     server.start_again().await.unwrap();
     within("back", link.wait_until(true)).await;
     server.wipe().await.unwrap();
     assert_eq!(
-        ladder.standings("b", &id, &[&job("third")]).await[0],
+        ladder.standings("b", &id, &[(&job("third"), None)]).await[0],
         Some(0),
         "what was taken in the outage counts on"
     );
     ladder.step_off("b", &id, &job("second")).await;
-    assert_eq!(ladder.standings("b", &id, &[&job("third")]).await[0], None);
+    assert_eq!(ladder.standings("b", &id, &[(&job("third"), None)]).await[0], None);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use super::outbox::Outbox;
 use super::recent::Recent;
 use super::settle::Work;
 use crate::bot::Bot;
+use crate::broker::header;
 use crate::config;
 use crate::job::ConversationId;
 use crate::ladder::Ladder;
@@ -126,7 +127,8 @@ impl Context {
         if !self.ladder.concerns(bot, conversation, lease) {
             return batch;
         }
-        let jobs = batch.iter().map(|held| &held.task.job.id).collect::<Vec<_>>();
+        let climbed = |held: &Held| held.envelope.message.integer(header::CLIMBED);
+        let jobs = batch.iter().map(|held| (&held.task.job.id, climbed(held))).collect::<Vec<_>>();
         let standings = self.ladder.standings(bot, conversation, &jobs).await;
         let mut rest = Vec::new();
         for (held, follows) in batch.into_iter().zip(standings) {

@@ -15,6 +15,7 @@ mod world;
 
 mod applies_a_job;
 mod broker;
+mod chaos;
 mod delivers_webhooks;
 mod drains_on_sigterm;
 mod exactly_once_under_kill;

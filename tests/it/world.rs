@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use context_injector::sandbox::{self, Sandbox};
 use context_injector::servers::watched::Scratch;
+use context_injector::servers::{Broker, Redis};
 
 pub use process::{Process, run_to_end};
 pub use queues::{Outcome, Properties};
@@ -44,6 +45,16 @@ impl Setup {
         }
         table.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// A setting that is text.
+    pub fn get(&self, name: &str) -> String {
+        let parts = name.split('.').collect::<Vec<_>>();
+        let mut value = &self.settings[parts[0]];
+        for part in &parts[1..] {
+            value = &value[*part];
+        }
+        value.as_str().unwrap().to_owned()
     }
 
     /// Takes a whole section out.
@@ -152,6 +163,21 @@ impl World {
     /// The servers that this test may kill.
     pub fn servers(&mut self) -> &mut Servers {
         self.setup.private.as_mut().unwrap()
+    }
+
+    /// Hands the private servers over, so that each can be killed on its own.
+    pub fn take_servers(&mut self) -> (Broker, Redis) {
+        match self.setup.private.take() {
+            Some(Servers::Own { broker, redis }) => (*broker, *redis),
+            _ => panic!("a world with private servers of its own"),
+        }
+    }
+
+    /// Copies the logs of its processes into a directory.
+    pub fn keep_logs(&self, directory: &Path) {
+        for (name, log) in self.logs.borrow().iter() {
+            let _ = std::fs::copy(log, directory.join(format!("{}.log", name.replace(' ', "-"))));
+        }
     }
 
     /// Changes the settings of what is started from now on.
