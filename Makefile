@@ -2,8 +2,9 @@
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
 # make lint          what CI refuses
+# make bench         the worker beside its peers; BENCH=cold,hot picks scenarios (see benches/whole/main.rs)
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench bench-instructions
 
 demo:
 	@scripts/ensure-servers.sh
@@ -18,6 +19,18 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+bench:
+	@scripts/ensure-servers.sh
+	cargo bench --locked --bench whole
+
+# Where time is too noisy: instructions of the pure parts, by callgrind. FILTER=… picks some.
+bench-instructions:
+	cargo bench --locked --bench micro --no-run
+	valgrind --tool=callgrind --callgrind-out-file=target/bench/callgrind.out \
+	    $$(ls -t target/release/deps/micro-* | grep -v '\.d$$' | head -n 1) \
+	    --bench --sample-count 1 --sample-size 100 $(FILTER)
+	callgrind_annotate target/bench/callgrind.out | head -n 60
 
 # make alerts        the tests of deploy/prometheus/alerts.yaml, by Prometheus' own promtool
 
