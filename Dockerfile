@@ -11,18 +11,18 @@ FROM rust:${RUST_VERSION}-slim-trixie AS builder
 WORKDIR /build
 # The dependencies alone, against empty sources: built again only when they change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it tests/model \
-    && touch src/lib.rs tests/it/main.rs tests/model/main.rs \
+RUN targets=$(sed -n 's/^path = "\(\(tests\|benches\)\/.*\)"$/\1/p' Cargo.toml) \
+    && mkdir -p src $(dirname $targets) && touch src/lib.rs $targets \
     && echo 'fn main() {}' >src/main.rs \
     && cargo build --release --locked \
-    && rm -r src tests
+    && rm -r src
 COPY config config
 COPY schemas schemas
 COPY src src
 COPY deploy/image/config.toml /image/etc/context-injector/config.toml
 # cargo goes by time stamps, and the sources' may be older than those of the empty ones.
-RUN mkdir -p tests/it tests/model /image/usr/local/bin /image/etc/ssl/certs \
-    && touch tests/it/main.rs tests/model/main.rs src/lib.rs src/main.rs \
+RUN mkdir -p /image/usr/local/bin /image/etc/ssl/certs \
+    && touch src/lib.rs src/main.rs \
     && cargo build --release --locked \
     && cp target/release/context-injector /image/usr/local/bin/ \
     && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/

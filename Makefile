@@ -4,8 +4,9 @@
 # make model         the protocol's states by the ten million; `make test` has a smaller bound
 # make chaos         everything fails at once, for minutes; CHAOS_SEED=… draws the same again, CHAOS_SCALE=… percent of it
 # make lint          what CI refuses
+# make bench         the worker beside its peers; BENCH=cold,hot picks scenarios (see benches/whole/main.rs)
 
-.PHONY: demo test model lint
+.PHONY: demo test model chaos lint bench bench-instructions
 
 demo:
 	@scripts/ensure-servers.sh
@@ -19,7 +20,6 @@ test:
 model:
 	cargo test --locked --profile model --test model -- --include-ignored --nocapture --test-threads 1
 
-.PHONY: chaos
 chaos:
 	@scripts/ensure-servers.sh
 	cargo test --locked --test it -- --ignored --nocapture --exact chaos::everything_fails_for_minutes
@@ -28,6 +28,18 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+bench:
+	@scripts/ensure-servers.sh
+	cargo bench --locked --bench whole
+
+# Where time is too noisy: instructions of the pure parts, by callgrind. FILTER=… picks some.
+bench-instructions:
+	cargo bench --locked --bench micro --no-run
+	valgrind --tool=callgrind --callgrind-out-file=target/bench/callgrind.out \
+	    $$(ls -t target/release/deps/micro-* | grep -v '\.d$$' | head -n 1) \
+	    --bench --sample-count 1 --sample-size 100 $(FILTER)
+	callgrind_annotate target/bench/callgrind.out | head -n 60
 
 # make alerts        the tests of deploy/prometheus/alerts.yaml, by Prometheus' own promtool
 
