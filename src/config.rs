@@ -50,6 +50,8 @@ pub struct Config {
     pub retry: Retry,
     /// The relay.
     pub relay: Relay,
+    /// When a worker that stands still helps itself.
+    pub watchdog: crate::worker::watchdog::Limits,
     /// Budgets that several bots share, by name.
     pub sources: BTreeMap<String, Source>,
     /// The bots by name.
@@ -221,6 +223,7 @@ impl Config {
             audit: layers.section(&mut effective, "audit", read_audit),
             retry: layers.section(&mut effective, "retry", read_retry),
             relay: layers.section(&mut effective, "relay", read_relay),
+            watchdog: layers.section(&mut effective, "watchdog", read_watchdog),
             sources: layers.named(&mut effective, "sources", "example", read_source),
             bots: layers.named(&mut effective, "bots", "default", bot::read),
             endpoints: layers.named(&mut effective, "endpoints", "example", endpoint::read),
@@ -332,6 +335,16 @@ fn read_retry(section: &Section<'_>) -> Retry {
         max_attempts: section.integer("max_attempts", 1..=1_000),
         deadline: section.duration("deadline", Duration::from_secs(1)..=days(1)),
     }
+}
+
+fn read_watchdog(section: &Section<'_>) -> crate::worker::watchdog::Limits {
+    let range = || Duration::from_millis(10)..=days(1);
+    let (rebuild_after, exit_after) =
+        (section.duration("rebuild_after", range()), section.duration("exit_after", range()));
+    if exit_after < rebuild_after {
+        section.problem("exit_after", "is shorter than rebuild_after");
+    }
+    crate::worker::watchdog::Limits { rebuild_after, exit_after }
 }
 
 fn read_source(_: &str, section: &Section<'_>) -> Source {

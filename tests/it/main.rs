@@ -38,6 +38,7 @@ mod runbook_explains;
 mod says_what_cannot_be_known;
 mod schemas_agree;
 mod settings_are_explained;
+mod shares_bots_out;
 mod shows_itself;
 mod speaks_cognigy;
 mod starts_without_services;
