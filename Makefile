@@ -1,7 +1,7 @@
 # make demo          the main job end to end, with a check of its own
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
-# make model         the protocol's states by the ten million; `make test` has a smaller bound
+# make model         the protocol's states under many faults at once; `make test` has the narrow ones
 # make lint          what CI refuses
 
 .PHONY: demo test model lint
