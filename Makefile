@@ -1,9 +1,10 @@
 # make demo          the main job end to end, with a check of its own
 # make demo KEEP=1   the same, and everything stays up until Ctrl-C
 # make test          unit, property and integration tests
+# make fuzz          12 million hostile inputs (RUNS=… for each of three targets)
 # make lint          what CI refuses
 
-.PHONY: demo test lint
+.PHONY: demo test fuzz lint
 
 demo:
 	@scripts/ensure-servers.sh
@@ -13,6 +14,11 @@ demo:
 test:
 	@scripts/ensure-servers.sh tests
 	cargo test --locked
+
+# Inputs that nobody would write, RUNS of them for each of three targets; needs cargo-fuzz.
+RUNS ?= 4000000
+fuzz:
+	@scripts/fuzz.sh $(RUNS)
 
 lint:
 	cargo fmt --check
