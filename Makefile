@@ -25,6 +25,13 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
+# make alerts        the tests of deploy/prometheus/alerts.yaml, by Prometheus' own promtool
+
+.PHONY: alerts
+
+alerts:
+	@scripts/check-alerts.sh
+
 # Containers. Where no image registry can be reached, the images are made of Debian's packages and the toolchain here.
 #
 # make image            the image context-injector:latest

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config};
-use crate::{dead_letters, demo, inject, sandbox, telemetry};
+use crate::{audit, dead_letters, demo, inject, sandbox, telemetry};
+
+pub mod output;
 
 /// Exit code of a wrong call or a wrong setting.
 pub const EXIT_USAGE: u8 = 2;
@@ -44,16 +46,19 @@ enum Command {
     /// Declares or compares the exchanges and queues
     #[command(subcommand)]
     Topology(crate::broker::topology::Command),
-    /// Lists, shows and replays what ended in failure
+    /// Lists, shows, repairs and replays what ended in failure
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Checks, follows and exports the chain of all outcomes
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Lists, tests, enables, disables webhook receivers; rotates their secrets
     #[command(subcommand)]
     Endpoints(crate::relay::command::Command),
     /// Checks or shows the settings
     #[command(subcommand)]
     Config(config::Command),
-    /// Prints a JSON schema: job, outcome
+    /// Prints a JSON schema: job, outcome, checkpoint
     Schema(crate::pipeline::validate::SchemaArgs),
     /// A simulated bot platform, stateful and faulty on request
     Sandbox(sandbox::Args),
@@ -79,6 +84,7 @@ pub fn main() -> ExitCode {
     };
     match runtime.block_on(run(cli)) {
         Ok(code) => code,
+        Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             match error.downcast_ref::<config::Error>() {
@@ -117,6 +123,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inject(args) => inject::run(args, config).await,
         Command::Topology(command) => crate::broker::topology::run(&command, &config).await,
         Command::DeadLetters(command) => dead_letters::run(command, config).await,
+        Command::Audit(command) => audit::run(command, config).await,
         Command::Endpoints(command) => crate::relay::command::run(command, config).await,
         Command::Sandbox(_)
         | Command::Demo(_)

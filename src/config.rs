@@ -12,6 +12,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use toml::Table;
 use url::Url;
 
+use crate::audit::checkpoint::{self, Notary};
+
 mod address;
 mod bot;
 mod command;
@@ -48,6 +50,8 @@ pub struct Config {
     pub retry: Retry,
     /// The relay.
     pub relay: Relay,
+    /// When a worker that stands still helps itself.
+    pub watchdog: crate::worker::watchdog::Limits,
     /// Budgets that several bots share, by name.
     pub sources: BTreeMap<String, Source>,
     /// The bots by name.
@@ -110,6 +114,8 @@ pub struct Audit {
     pub max_bytes: u64,
     /// Key of the digests of values.
     pub digest_key: Option<SecretString>,
+    /// Signs checkpoints of the chain; without it there are none.
+    pub notary: Option<Notary>,
 }
 
 impl Audit {
@@ -217,6 +223,7 @@ impl Config {
             audit: layers.section(&mut effective, "audit", read_audit),
             retry: layers.section(&mut effective, "retry", read_retry),
             relay: layers.section(&mut effective, "relay", read_relay),
+            watchdog: layers.section(&mut effective, "watchdog", read_watchdog),
             sources: layers.named(&mut effective, "sources", "example", read_source),
             bots: layers.named(&mut effective, "bots", "default", bot::read),
             endpoints: layers.named(&mut effective, "endpoints", "example", endpoint::read),
@@ -306,10 +313,19 @@ fn read_audit(section: &Section<'_>) -> Audit {
     if digest_key.as_ref().is_some_and(|key| key.expose_secret().len() < 32) {
         section.problem("digest_key", "is shorter than 32 bytes (it is not shown)");
     }
+    let every = u64::from(section.integer("checkpoint_every", 1..=1_000_000_000));
+    let notary = section.secret("signing_key").and_then(|pem| match checkpoint::private_key(pem.expose_secret()) {
+        Ok(key) => Some(Notary { key, every }),
+        Err(error) => {
+            section.problem("signing_key", error.to_string());
+            None
+        }
+    });
     Audit {
         max_age: section.duration("max_age", Duration::from_secs(60)..=days(3_650)),
         max_bytes: section.bytes("max_bytes"),
         digest_key,
+        notary,
     }
 }
 
@@ -319,6 +335,16 @@ fn read_retry(section: &Section<'_>) -> Retry {
         max_attempts: section.integer("max_attempts", 1..=1_000),
         deadline: section.duration("deadline", Duration::from_secs(1)..=days(1)),
     }
+}
+
+fn read_watchdog(section: &Section<'_>) -> crate::worker::watchdog::Limits {
+    let range = || Duration::from_millis(10)..=days(1);
+    let (rebuild_after, exit_after) =
+        (section.duration("rebuild_after", range()), section.duration("exit_after", range()));
+    if exit_after < rebuild_after {
+        section.problem("exit_after", "is shorter than rebuild_after");
+    }
+    crate::worker::watchdog::Limits { rebuild_after, exit_after }
 }
 
 fn read_source(_: &str, section: &Section<'_>) -> Source {

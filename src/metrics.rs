@@ -59,6 +59,8 @@ metrics! {
         "Jobs that wait in a bot's queue; label bot.";
     JOBS_HELD = "context_injector_jobs_held", Kind::Gauge, Unit::Count,
         "Jobs that this worker holds; label bot.";
+    BOTS_ACTIVE = "context_injector_bots_active", Kind::Gauge, Unit::Count,
+        "Bots whose jobs come to this worker; for the others it stands by.";
     BATCH_JOBS = "context_injector_batch_jobs", Kind::Histogram(JOBS_IN_BATCH), Unit::Count,
         "Jobs folded into one PATCH; label bot.";
     JOB_RETRIES = "context_injector_job_retries_total", Kind::Counter, Unit::Count,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Condition, Health};
@@ -32,11 +33,16 @@ mod intake;
 mod memories;
 mod outbox;
 pub mod recent;
+mod seat;
 mod settle;
+mod share;
+pub mod watchdog;
 
 use batch::Context;
 use intake::Intake;
 use outbox::Outbox;
+use seat::Seat;
+use watchdog::Watchdog;
 
 /// After the order to stop: until then requests may be under way.
 const DRAIN_REQUESTS: Duration = Duration::from_secs(15);
@@ -44,8 +50,6 @@ const DRAIN_REQUESTS: Duration = Duration::from_secs(15);
 const DRAIN_CONFIRMS: Duration = Duration::from_secs(20);
 /// After the order to stop: the process is gone.
 const DRAIN_ALL: Duration = Duration::from_secs(25);
-/// How often the queues' lengths are read.
-const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How often a bot's platform is looked for at start.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -87,10 +91,15 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     let (halt, give_up) = (CancellationToken::new(), CancellationToken::new());
     let names = Names::new(&config.amqp.prefix);
     let digest_key = config.audit.digest_key_or_random();
-    let outbox = Arc::new(Outbox::new(Publisher::new(&publishing), names.clone(), digest_key, give_up.clone()));
+    let notary = config.audit.notary.clone();
+    if notary.is_none() {
+        tracing::info!("audit.signing_key is not set: the audit chain has no signed checkpoints");
+    }
+    let publisher = Publisher::new(&publishing);
+    let outbox = Arc::new(Outbox::new(publisher, names.clone(), digest_key, notary, give_up.clone()));
     let ladder = Arc::new(Ladder::new(Arc::clone(&redis)));
     let sources = Sources::new(&config, &redis);
-    let mut intakes = JoinSet::new();
+    let (mut intakes, mut seats) = (JoinSet::new(), Vec::new());
     for bot in config.bots.values() {
         let context = Arc::new(Context {
             bot: Bot::new(bot.clone(), Arc::clone(&redis), sources.of(bot))?,
@@ -103,9 +112,14 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
             halt: halt.clone(),
         });
         tokio::spawn(look_for_platform(bot.clone(), health.clone(), stop.clone()));
-        tokio::spawn(measure(bot.name.clone(), names.jobs_of(&bot.name), taking.clone(), done.clone()));
-        intakes.spawn(Intake::new(context, taking.clone(), &names, health.clone()).run());
+        let seat = Arc::new(Seat::new(bot.name.clone(), names.jobs_of(&bot.name)));
+        seats.push(Arc::clone(&seat));
+        let (measured, broker, done) = (Arc::clone(&seat), taking.clone(), done.clone());
+        tokio::spawn(async move { measured.measure(broker, done).await });
+        let watchdog = Watchdog::new(config.watchdog, Instant::now());
+        intakes.spawn(Intake::new(context, taking.clone(), seat, watchdog, health.clone()).run());
     }
+    tokio::spawn(share::share_out(seats, Arc::clone(&redis), stop.clone()));
     let relay = with_relay.then(|| {
         let (config, broker, health, stop) = (config.clone(), taking.clone(), health.clone(), stop.clone());
         tokio::spawn(async move { relay::serve(&config, &broker, &health, stop).await })
@@ -117,6 +131,7 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     while let Some(ended) = intakes.join_next().await {
         ended.context("an intake ended by itself")?;
     }
+    outbox.close().await;
     if let Some(relay) = relay {
         relay.await.context("the relay ended by itself")?;
     }
@@ -190,19 +205,4 @@ async fn look_for_platform(bot: config::Bot, health: Health, stop: CancellationT
         health.set(&part, Condition::NotReady(text));
         tokio::time::sleep(LOOK_EVERY).await;
     }
-}
-
-/// Tells how many jobs wait in a bot's queue.
-async fn measure(bot: String, queue: String, broker: Broker, stop: CancellationToken) {
-    let mut clock = tokio::time::interval(MEASURE_EVERY);
-    let measuring = async {
-        loop {
-            clock.tick().await;
-            let connection = broker.connection().await;
-            if let Ok(Some(depth)) = topology::depth(&connection, &queue).await {
-                metrics::gauge!(crate::metrics::JOBS_WAITING, "bot" => bot.clone()).set(f64::from(depth.ready));
-            }
-        }
-    };
-    stop.run_until_cancelled(measuring).await;
 }

@@ -24,6 +24,24 @@ impl Chain {
         Self { writer, seq: 0, hash: GENESIS.to_owned() }
     }
 
+    /// Whose chain it is.
+    #[must_use]
+    pub fn writer(&self) -> &str {
+        &self.writer
+    }
+
+    /// Number of its last event; 0 where there is none.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Hash of its last event.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
     /// Makes `event` the next link.
     pub fn seal(&mut self, event: &mut Map<String, Value>) {
         self.seq += 1;

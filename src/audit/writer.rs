@@ -3,26 +3,54 @@
 //! Were they two, events of one writer could reach the stream in another order than that of their `seq`. So the
 //! chain is locked over both, for some microseconds and over no wait; confirms are waited for outside, as many as
 //! there are. Only a publish that has to be repeated comes late, and it is the same event again.
+//!
+//! Checkpoints go out behind the event that makes them due, in the same step. Nobody waits long for one, and none
+//! is repeated: the next one covers it.
 
 use std::sync::{Mutex, PoisonError};
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::Chain;
-use crate::broker::{Confirm, Mandatory, Message, Publisher};
+use super::checkpoint::{self, Notary};
+use crate::broker::{Confirm, Mandatory, Message, PublishError, Publisher};
+use crate::outcome;
 
 /// Writes one chain.
 #[derive(Debug)]
 pub struct Writer {
     publisher: Publisher,
-    chain: Mutex<Chain>,
+    /// The audit stream's name: checkpoints go there past the exchange.
+    stream: String,
+    notary: Option<Notary>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    chain: Chain,
+    /// The last event that a checkpoint covers.
+    covered: u64,
+}
+
+/// An event that was handed over.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The event, to be published again where it is not confirmed.
+    pub message: Message,
+    /// Its confirm.
+    pub confirm: Confirm,
+    /// That of the checkpoint behind it, where one was due.
+    pub checkpoint: Option<Confirm>,
 }
 
 impl Writer {
-    /// Begins a chain of its own.
+    /// Begins a chain of its own, which ends in the audit stream of that name.
     #[must_use]
-    pub fn new(publisher: Publisher) -> Self {
-        Self { publisher, chain: Mutex::new(Chain::new(uuid::Uuid::new_v4().to_string())) }
+    pub fn new(publisher: Publisher, stream: String, notary: Option<Notary>) -> Self {
+        let chain = Chain::new(uuid::Uuid::new_v4().to_string());
+        Self { publisher, stream, notary, state: Mutex::new(State { chain, covered: 0 }) }
     }
 
     /// Makes `event` the next link and hands it to the publisher; `message` puts the body into its message.
@@ -33,11 +61,42 @@ impl Writer {
         mut event: Map<String, Value>,
         message: impl FnOnce(String) -> Message,
         mandatory: Mandatory,
-    ) -> (Message, Confirm) {
-        let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
-        chain.seal(&mut event);
+    ) -> Sealed {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.chain.seal(&mut event);
         let message = message(Value::Object(event).to_string());
         let confirm = self.publisher.hand_over(exchange, routing_key, &message, mandatory);
-        (message, confirm)
+        let due = self.notary.as_ref().filter(|notary| state.chain.seq() - state.covered >= notary.every);
+        let checkpoint = due.map(|notary| self.checkpoint(&mut state, notary, false));
+        Sealed { message, confirm, checkpoint }
+    }
+
+    /// Signs the end of the chain, where there is a key and an event. Nothing may be handed over after it.
+    ///
+    /// # Errors
+    /// The checkpoint was not confirmed; the events behind the one before it stay without a signature.
+    pub async fn close(&self) -> Result<(), PublishError> {
+        let confirm = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let notary = self.notary.as_ref().filter(|_| state.chain.seq() > 0);
+            notary.map(|notary| self.checkpoint(&mut state, notary, true))
+        };
+        match confirm {
+            Some(confirm) => confirm.wait().await,
+            None => Ok(()),
+        }
+    }
+
+    fn checkpoint(&self, state: &mut State, notary: &Notary, last: bool) -> Confirm {
+        let (now, count) = (Timestamp::now(), state.chain.seq() - state.covered);
+        let event = notary.certify(&state.chain, count, last, now);
+        state.covered = state.chain.seq();
+        let id = event.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let message = Message::new(Value::Object(event).to_string())
+            .with_content_type(outcome::CONTENT_TYPE)
+            .with_message_id(&id)
+            .with_type(checkpoint::TYPE)
+            .with_timestamp(now);
+        self.publisher.hand_over("", &self.stream, &message, Mandatory::Yes)
     }
 }

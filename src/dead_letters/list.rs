@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use jiff::Timestamp;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use super::filter::Filter;
 use super::{Kind, Letter};
 use crate::broker::topology::{Names, depth};
 use crate::broker::{Broker, Message};
+use crate::cli::output::{printable, written};
 use crate::config::Config;
 
 /// Rows that a person gets without `--limit`.
@@ -67,11 +68,11 @@ pub(super) async fn export(args: &ExportArgs, config: &Config, broker: &Broker) 
     while let Some(incoming) = browser.next().await? {
         let letter = Letter::read(args.kind, &names, &incoming);
         if args.filter.matches(&letter, &incoming.message.body, now) {
-            writeln!(out, "{}", whole(&letter, &incoming.message)).context("cannot write to standard output")?;
+            written(writeln!(out, "{}", whole(&letter, &incoming.message)))?;
         }
         browser.leave(incoming.receipt);
     }
-    out.flush().context("cannot write to standard output")?;
+    written(out.flush())?;
     let others = browser.others;
     browser.close().await;
     note_others(others);
@@ -103,14 +104,14 @@ pub(super) async fn list(args: &ListArgs, config: &Config, broker: &Broker) -> a
     let mut out = std::io::stdout().lock();
     if args.json {
         for row in &rows {
-            writeln!(out, "{}", row.to_json())?;
+            written(writeln!(out, "{}", row.to_json()))?;
         }
     } else {
         let total = counts.values().sum::<u64>();
-        print_counts(&mut out, args.kind, &names, (total, looked_at), &counts)?;
-        print_rows(&mut out, args.kind, &rows)?;
+        written(print_counts(&mut out, args.kind, &names, (total, looked_at), &counts))?;
+        written(print_rows(&mut out, args.kind, &rows))?;
         if total > rows.len() as u64 {
-            writeln!(out, "… and {} more (--limit N)", total - rows.len() as u64)?;
+            written(writeln!(out, "… and {} more (--limit N)", total - rows.len() as u64))?;
         }
     }
     drop(out);
@@ -172,11 +173,6 @@ fn print_rows(out: &mut impl std::io::Write, kind: Kind, rows: &[Letter]) -> std
     Ok(())
 }
 
-/// What producers wrote must not steer the operator's terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 /// Says what lies in the other queues, since nobody looks where nothing points.
 async fn note_other_kinds(kind: Kind, names: &Names, broker: &Broker) {
     let connection = broker.connection().await;
@@ -219,9 +215,9 @@ pub(super) async fn show(args: &ShowArgs, config: &Config, broker: &Broker) -> a
     let mut out = std::io::stdout().lock();
     for (letter, message) in &found {
         if args.json {
-            writeln!(out, "{}", whole(letter, message))?;
+            written(writeln!(out, "{}", whole(letter, message)))?;
         } else {
-            print_letter(&mut out, letter, message).context("cannot write to standard output")?;
+            written(print_letter(&mut out, letter, message))?;
         }
     }
     Ok(ExitCode::SUCCESS)

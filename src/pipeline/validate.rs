@@ -465,14 +465,17 @@ fn escape(name: &str) -> String {
 }
 
 /// The schemas, as shipped.
-pub const SCHEMAS: [(&str, &str); 2] =
-    [("job", include_str!("../../schemas/job.v1.json")), ("outcome", include_str!("../../schemas/outcome.v1.json"))];
+pub const SCHEMAS: [(&str, &str); 3] = [
+    ("job", include_str!("../../schemas/job.v1.json")),
+    ("outcome", include_str!("../../schemas/outcome.v1.json")),
+    ("checkpoint", include_str!("../../schemas/checkpoint.v1.json")),
+];
 
-/// `schema job|outcome`.
+/// `schema …`.
 #[derive(Debug, clap::Args)]
 pub struct SchemaArgs {
     /// Which one
-    #[arg(value_parser = ["job", "outcome"])]
+    #[arg(value_parser = SCHEMAS.map(|(name, _)| name))]
     which: String,
 }
 

@@ -6,6 +6,9 @@
 //!   bounds what waits. Only after ten minutes everything goes back, in order, until the bot may work again.
 //! - A connection that breaks takes its unsettled messages back; batches under way go on, and their lanes stay
 //!   occupied, so that no conversation is worked on twice at the same time by us.
+//! - Where work waits and nothing moves, the channel is made anew, and then the process ends ([`Watchdog`]).
+//! - A queue that another worker shall have is let go like on an order to stop, and subscribed to again: we are the
+//!   last in its line then.
 //! - An order to stop begins nothing new, finishes what is under way, and then closes the channel: the broker takes
 //!   the rest back in one step and in order, and only then lets a standby have them.
 
@@ -15,14 +18,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{Context, Held, Unsettled};
 use super::envelope::Envelope;
 use super::memories::Memories;
+use super::seat::Seat;
+use super::watchdog::{Alarm, Waiting, Watchdog};
 use crate::admin::{Condition, Health};
-use crate::broker::topology::Names;
 use crate::broker::{self, Broker, Incoming, Options, Subscription};
 use crate::job::{ConversationId, Job};
 use crate::lanes::Lanes;
@@ -37,13 +41,16 @@ use crate::target;
 
 /// How long messages are held for a bot that may not work.
 const HOLD_AT_MOST: Duration = Duration::from_secs(600);
+/// How often the watchdog looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The intake of one bot.
 #[derive(Debug)]
 pub struct Intake {
     context: Arc<Context>,
     broker: Broker,
-    queue: String,
+    seat: Arc<Seat>,
+    watchdog: Watchdog,
     health: Health,
     part: String,
     lanes: Lanes<ConversationId, Held>,
@@ -70,6 +77,10 @@ enum End {
     Gone,
     /// The bot may not work for too long.
     HeldTooLong,
+    /// Work waits and nothing moves.
+    Stalled,
+    /// Another worker shall have the queue.
+    GivenUp,
     /// We are stopping.
     Stop,
 }
@@ -77,13 +88,13 @@ enum End {
 impl Intake {
     /// An intake that has not begun.
     #[must_use]
-    pub fn new(context: Arc<Context>, broker: Broker, names: &Names, health: Health) -> Self {
-        let bot = &context.bot.config().name;
-        let (queue, part) = (names.jobs_of(bot), format!("bot {bot}"));
+    pub fn new(context: Arc<Context>, broker: Broker, seat: Arc<Seat>, watchdog: Watchdog, health: Health) -> Self {
+        let part = format!("bot {}", seat.bot);
         Self {
             context,
             broker,
-            queue,
+            seat,
+            watchdog,
             health,
             part,
             lanes: Lanes::default(),
@@ -98,7 +109,7 @@ impl Intake {
     /// Works until the order to stop, and returns when everything under way is settled.
     pub async fn run(mut self) {
         let stop = self.context.stop.clone();
-        self.health.set(&self.part, Condition::NotReady(format!("not subscribed to {}", self.queue)));
+        self.health.set(&self.part, Condition::NotReady(format!("not subscribed to {}", self.seat.queue)));
         let mut delays = retry::reconnect_delays();
         while let Some(subscription) = self.subscribe(&stop).await {
             match subscription {
@@ -109,14 +120,15 @@ impl Intake {
                     self.end_session(subscription, unsettled, &end).await;
                     match end {
                         End::Stop => break,
-                        End::Gone => {}
+                        End::Gone => self.watchdog.begin_anew(Instant::now()),
+                        End::Stalled | End::GivenUp => {}
                         End::HeldTooLong => {
                             self.drive(&stop, async |context: &Context| context.bot.ready().await).await;
                         }
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(queue = self.queue, %error, "cannot subscribe; trying again");
+                    tracing::warn!(queue = self.seat.queue, %error, "cannot subscribe; trying again");
                     let delay = delays.next().unwrap_or(Duration::from_secs(1));
                     self.drive(&stop, async move |_: &Context| sleep(delay).await).await;
                 }
@@ -143,7 +155,7 @@ impl Intake {
     async fn subscribe(&mut self, stop: &CancellationToken) -> Option<lapin::Result<Subscription>> {
         let bot = self.context.bot.config();
         let options = Options { prefetch: bot.prefetch, tag: format!("worker.{}", bot.name), from: None };
-        let (broker, queue) = (self.broker.clone(), self.queue.clone());
+        let (broker, queue) = (self.broker.clone(), self.seat.queue.clone());
         let subscribing = broker::subscribe(&broker, &queue, options);
         tokio::pin!(subscribing);
         loop {
@@ -162,14 +174,23 @@ impl Intake {
         unsettled: &mut Unsettled,
         stop: &CancellationToken,
     ) -> End {
-        tracing::info!(queue = self.queue, "taking jobs");
+        tracing::info!(queue = self.seat.queue, "taking jobs");
+        self.seat.take();
+        let mut looks = interval(LOOK_EVERY);
+        let seat = Arc::clone(&self.seat);
+        let leave = seat.asked_to_leave();
+        tokio::pin!(leave);
         loop {
             let holding = self.context.bot.holding();
+            self.seat.set_held(holding.is_some());
             self.tell_health(holding.map(|holding| holding.why.as_str()));
             match holding {
                 None => {
                     self.held_since = None;
-                    self.start_batches();
+                    // What is held of a channel that is gone comes again, perhaps to another worker.
+                    if subscription.is_open() {
+                        self.start_batches();
+                    }
                 }
                 Some(_) => {
                     let since = *self.held_since.get_or_insert_with(Instant::now);
@@ -178,20 +199,44 @@ impl Intake {
                     }
                 }
             }
-            let held = self.lanes.waiting() + self.jobs;
-            metrics::gauge!(names::JOBS_HELD, "bot" => self.context.bot.config().name.clone()).set(to_f64(held));
-            let until = holding.map_or_else(|| Instant::now() + HOLD_AT_MOST, |holding| holding.until);
+            metrics::gauge!(names::JOBS_HELD, "bot" => self.seat.bot.clone()).set(to_f64(self.held()));
+            let until = holding.map_or_else(Instant::now, |holding| holding.until);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return End::Stop,
+                () = &mut leave => return End::GivenUp,
                 Some(done) = self.running.join_next() => unsettled.extend(self.done(done)),
                 incoming = subscription.next() => match incoming {
                     Some(incoming) => self.accept(incoming),
                     None => return End::Gone,
                 },
                 () = sleep_until(until), if holding.is_some() => {}
+                _ = looks.tick() => match self.watchdog.look(self.waiting(holding.is_some()), Instant::now()) {
+                    None => {}
+                    Some(Alarm::Rebuild) => return End::Stalled,
+                    Some(Alarm::Exit) => self.exit(),
+                },
             }
         }
+    }
+
+    fn held(&self) -> usize {
+        self.lanes.waiting() + self.jobs
+    }
+
+    fn waiting(&self, on_purpose: bool) -> Waiting {
+        Waiting { ready: self.seat.ready(), held: self.held(), on_purpose }
+    }
+
+    /// Nothing moved for too long, a new channel did not help: a new process may.
+    fn exit(&self) -> ! {
+        let (queue, under_way) = (&self.seat.queue, self.batches);
+        tracing::error!(
+            queue,
+            under_way,
+            "work waits and nothing moves; the process ends, its jobs are delivered again"
+        );
+        std::process::exit(1);
     }
 
     fn tell_health(&self, held: Option<&str>) {
@@ -203,6 +248,8 @@ impl Intake {
     }
 
     fn accept(&mut self, incoming: Incoming) {
+        self.watchdog.message(incoming.redelivered, Instant::now());
+        self.seat.activate();
         let now = Timestamp::now();
         let config = self.context.bot.config();
         let envelope = Envelope::new(incoming, now);
@@ -262,6 +309,7 @@ impl Intake {
     }
 
     fn done(&mut self, done: Result<Done, tokio::task::JoinError>) -> Unsettled {
+        self.watchdog.progress(Instant::now());
         match done {
             Ok(Done::Batch(conversation, memory, jobs, unsettled)) => {
                 self.batches = self.batches.saturating_sub(1);
@@ -279,17 +327,20 @@ impl Intake {
         }
     }
 
-    /// After a session. On a stop, what is under way is finished before the channel is closed.
+    /// After a session. On a stop, and where another worker shall go on, what is under way is finished before the channel is closed.
     async fn end_session(&mut self, subscription: Subscription, mut unsettled: Unsettled, end: &End) {
         let text = match end {
             End::Gone => "its channel is gone; subscribing again",
             End::HeldTooLong => "the bot may not work; its jobs wait in the queue",
+            End::Stalled => "work waits and nothing moves; subscribing anew",
+            End::GivenUp => "another worker may have the queue",
             End::Stop => "stopping",
         };
-        tracing::info!(queue = self.queue, waiting = self.lanes.waiting(), under_way = self.batches, "{text}");
+        tracing::info!(queue = self.seat.queue, waiting = self.lanes.waiting(), under_way = self.batches, "{text}");
         self.health.set(&self.part, Condition::NotReady(text.to_owned()));
+        self.seat.leave();
         let waiting = self.lanes.clear();
-        if *end == End::Stop {
+        if matches!(end, End::Stop | End::GivenUp) {
             while let Some(done) = self.running.join_next().await {
                 unsettled.extend(self.done(done));
             }

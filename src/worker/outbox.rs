@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Writer;
+use crate::audit::checkpoint::Notary;
+use crate::audit::{Sealed, Writer};
 use crate::broker::topology::Names;
 use crate::broker::{Confirm, Mandatory, Message, PublishError, Publisher, header};
 use crate::config::Bot;
@@ -31,10 +32,16 @@ pub struct Outbox {
 pub struct Unconfirmed;
 
 impl Outbox {
-    /// An outbox with an audit chain of its own. `give_up` ends all waiting.
+    /// An outbox with an audit chain of its own, signed by `notary` where there is one. `give_up` ends all waiting.
     #[must_use]
-    pub fn new(publisher: Publisher, names: Names, digest_key: Vec<u8>, give_up: CancellationToken) -> Self {
-        let writer = Writer::new(publisher.clone());
+    pub fn new(
+        publisher: Publisher,
+        names: Names,
+        digest_key: Vec<u8>,
+        notary: Option<Notary>,
+        give_up: CancellationToken,
+    ) -> Self {
+        let writer = Writer::new(publisher.clone(), names.audit(), notary);
         Self { publisher, names, writer, digest_key, give_up }
     }
 
@@ -54,8 +61,28 @@ impl Outbox {
                 .with_text(header::TRACEPARENT, &outcome.traceparent)
         };
         let event = outcome.event(bot, &self.digest_key);
-        let (message, confirm) = self.writer.hand_over(&exchange, &key, event, in_message, Mandatory::No);
-        self.see_through(&exchange, &key, &message, Mandatory::No, confirm).await
+        let Sealed { message, confirm, checkpoint } =
+            self.writer.hand_over(&exchange, &key, event, in_message, Mandatory::No);
+        self.see_through(&exchange, &key, &message, Mandatory::No, confirm).await?;
+        if let Some(checkpoint) = checkpoint {
+            tokio::select! {
+                confirmed = checkpoint.wait() => if let Err(error) = confirmed {
+                    tracing::warn!(error = chain(&error), "an audit checkpoint was not confirmed; the next one covers it");
+                },
+                () = self.give_up.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Signs the end of the audit chain. For the end of the process: nothing may be published after it.
+    pub async fn close(&self) {
+        tokio::select! {
+            closed = self.writer.close() => if let Err(error) = closed {
+                tracing::warn!(error = chain(&error), "the last audit checkpoint was not confirmed");
+            },
+            () = self.give_up.cancelled() => {}
+        }
     }
 
     /// Publishes a dead letter.

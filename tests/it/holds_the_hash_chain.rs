@@ -87,16 +87,16 @@ async fn what_is_sealed_side_by_side_is_in_the_stream_in_the_order_of_the_chain(
     let plan = topology::plan(&config, Part::Worker);
     let broker = Broker::start_declaring(&config.amqp, "order", plan, CancellationToken::new());
     within("a connection", broker.connection()).await;
-    let writer = Arc::new(audit::Writer::new(Publisher::new(&broker)));
+    let writer = Arc::new(audit::Writer::new(Publisher::new(&broker), names.audit(), None));
     let tasks = (0..8_u64).map(|task| {
         let (writer, exchange) = (Arc::clone(&writer), names.outcomes());
         tokio::spawn(async move {
             for number in 0..EVENTS / 8 {
                 let event = json!({"id": format!("{task}-{number}")}).as_object().unwrap().clone();
-                let (_, confirm) = writer.hand_over(&exchange, "default.applied", event, Message::new, Mandatory::No);
+                let sealed = writer.hand_over(&exchange, "default.applied", event, Message::new, Mandatory::No);
                 // Some wait for their confirm, most go on: other tasks get in between either way.
                 if number % 16 == 0 {
-                    confirm.wait().await.unwrap();
+                    sealed.confirm.wait().await.unwrap();
                 }
                 tokio::task::yield_now().await;
             }

@@ -9,6 +9,7 @@ use context_injector::relay::decision::Reason as Dead;
 use crate::world::run_to_end;
 
 const RUNBOOK: &str = include_str!("../../deploy/RUNBOOK.md");
+const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yaml");
 
 /// The text below a heading, up to the next one of the same or a higher level.
 fn section(heading: &str) -> &'static str {
@@ -48,9 +49,18 @@ fn every_metric_has_its_row_and_alerts_are_on_no_other() {
     for name in &known {
         assert!(rows.contains(&format!("\n| `{name}` |")), "{name} has no row");
     }
-    for name in names(RUNBOOK) {
-        assert!(known.contains(name.trim_end_matches("_bucket")), "the runbook has {name}, the program has not");
+    for name in names(RUNBOOK).union(&names(ALERTS)) {
+        assert!(known.contains(name.trim_end_matches("_bucket")), "runbook or alerts have {name}, the program has not");
     }
+}
+
+#[test]
+fn every_alert_has_its_row_with_a_first_step() {
+    let alerts = ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect::<Vec<_>>();
+    let rows = section("## Alerts").lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let rows = rows.filter(|name| !["Alert", "---"].contains(name)).collect::<Vec<_>>();
+    assert_eq!(alerts, rows);
+    assert!(alerts.len() > 20, "{alerts:?}");
 }
 
 #[test]
@@ -94,7 +104,7 @@ async fn every_command_can_be_typed() {
     let shown = shown.filter_map(|line| line.strip_prefix("context-injector "));
     let named = RUNBOOK.split('`').filter(|span| !span.contains('\n'));
     let named = named.map(|span| span.strip_prefix("context-injector ").unwrap_or(span));
-    let ours = ["dead-letters ", "endpoints ", "topology ", "config ", "inject ", "schema "];
+    let ours = ["audit ", "dead-letters ", "endpoints ", "topology ", "config ", "inject ", "schema "];
     let named = named.filter(|span| ours.iter().any(|start| span.starts_with(start)));
     let commands: BTreeSet<_> = shown.chain(named).map(|line| line.split(" #").next().unwrap().trim()).collect();
     assert!(commands.len() > 20, "{commands:?}");
