@@ -3,10 +3,11 @@
 # make test          unit, property and integration tests
 # make model         the protocol's states under many faults at once; `make test` has the narrow ones
 # make chaos         everything fails at once, for minutes; CHAOS_SEED=… draws the same again, CHAOS_SCALE=… percent of it
+# make fuzz          12 million hostile inputs (RUNS=… for each of three targets)
 # make lint          what CI refuses
 # make bench         the worker beside its peers; BENCH=cold,hot picks scenarios (see benches/whole/main.rs)
 
-.PHONY: demo test model chaos lint bench bench-instructions
+.PHONY: demo test model chaos fuzz lint bench bench-instructions
 
 demo:
 	@scripts/ensure-servers.sh
@@ -23,6 +24,11 @@ model:
 chaos:
 	@scripts/ensure-servers.sh
 	cargo test --locked --test it -- --ignored --nocapture --exact chaos::everything_fails_for_minutes
+
+# Inputs that nobody would write, RUNS of them for each of three targets; needs cargo-fuzz.
+RUNS ?= 4000000
+fuzz:
+	@scripts/fuzz.sh $(RUNS)
 
 lint:
 	cargo fmt --check

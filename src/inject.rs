@@ -9,6 +9,7 @@
 
 mod direct;
 mod input;
+mod preview;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -22,8 +23,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use self::direct::Preview;
 use self::input::Item;
+use self::preview::{Preview, Previews};
 use crate::broker::topology::{self, Names, Part};
 use crate::broker::{Broker, Mandatory, Message, PublishError, Publisher, header};
 use crate::config::{Bot, Config};
@@ -90,8 +91,9 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
                 .applied(&Value::Object(outcome.event(bot, &config.audit.digest_key_or_random())), &outcome.verdict)?;
         }
     } else if args.dry_run {
+        let mut previews = Previews::new(bot, args.state.as_deref());
         for job in good() {
-            results.previewed(&direct::preview(bot, job, args.state.as_deref()).await?)?;
+            results.previewed(&previews.next(job).await?)?;
         }
     } else {
         publish(&config, bot, &checked, now, &mut results).await?;

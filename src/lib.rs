@@ -17,6 +17,8 @@ pub mod cli;
 pub mod config;
 pub mod dead_letters;
 pub mod demo;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod inject;
 pub mod job;
 pub mod ladder;

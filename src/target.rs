@@ -20,11 +20,13 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::config::{self, Dialect};
-use crate::job::{ConversationId, Job, Name, Version};
+use crate::job::{ConversationId, Job, Name, Scope, Version};
 
 mod answer;
 mod cognigy_v2;
 mod context_v1;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod http;
 mod token;
 
@@ -55,6 +57,15 @@ pub fn has_precondition(dialect: Dialect) -> bool {
     match dialect {
         Dialect::ContextV1 => true,
         Dialect::CognigyV2 => false,
+    }
+}
+
+/// Whether a read shows the variables of a scope.
+#[must_use]
+pub fn shows(dialect: Dialect, scope: Scope) -> bool {
+    match dialect {
+        Dialect::ContextV1 => true,
+        Dialect::CognigyV2 => scope == Scope::User,
     }
 }
 

@@ -93,6 +93,8 @@ impl<'de> serde::Deserialize<'de> for Members<'de> {
 }
 
 #[cfg(test)]
+mod suite;
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

@@ -30,8 +30,8 @@ mod operations;
 mod wire;
 
 pub(super) use self::operations::{supports, together};
-pub(super) use self::wire::encode;
 use self::wire::{Address, Profile, parts};
+pub(super) use self::wire::{encode, profile};
 
 /// The dialect with its client.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ impl CognigyV2 {
         };
         let answer = paid.send(&self.http, &Request::get(url, trace)).await?;
         success(&answer)?;
-        wire::profile(&answer, &self.ledger_key)
+        profile(&answer, &self.ledger_key)
     }
 
     /// Where the session and the profile of a conversation are.

@@ -136,7 +136,7 @@ pub(super) fn parse_state(conversation: &ConversationId, body: Bytes) -> Result<
 }
 
 /// The conversation that a 2xx answer shows.
-fn observed(answer: &Answer, conversation: &ConversationId) -> Result<Observed, Failure> {
+pub(super) fn observed(answer: &Answer, conversation: &ConversationId) -> Result<Observed, Failure> {
     let said = |text: String| Detail { status: Some(answer.status.as_u16()), text, ..Detail::default() };
     match answer.end {
         BodyEnd::Complete => {}

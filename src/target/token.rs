@@ -151,7 +151,7 @@ impl Tokens {
 }
 
 /// What the end point's answer means.
-fn read(answer: &Answer) -> Result<(HeaderValue, Duration), Failure> {
+pub(super) fn read(answer: &Answer) -> Result<(HeaderValue, Duration), Failure> {
     let status = answer.status;
     let body = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
     let said = |text: String| Detail {

@@ -62,10 +62,26 @@ async fn a_dry_run_shows_the_plan_and_changes_nothing() {
     assert_eq!(status, 0, "{text}");
     assert!(text.contains("conversation.n: 2 → 5 (written)"), "{text}");
     assert_eq!(world.value(&conversation, "n").await.as_i64(), Some(2));
+    // Several jobs of a conversation are planned one after the other.
+    let jobs = format!(
+        "{}\n{}\n",
+        json!({"job_id": "one", "conversation_id": conversation, "variables": {"n": {"op": "increment"}}}),
+        json!({"job_id": "two", "conversation_id": conversation,
+               "variables": {"n": {"op": "increment"}, "t": {"template": "{{n}}"}}})
+    );
+    let several = world.directory("of-several").join("jobs.jsonl");
+    std::fs::write(&several, jobs).unwrap();
+    let (status, text) = world.command(&["inject", several.to_str().unwrap(), "--dry-run"]).await;
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("conversation.n: 3 → 4 (written)"), "{text}");
+    assert!(text.contains("conversation.t: (absent) → \"4\" (written)"), "{text}");
     // On a state that a person gives.
     let state = json!({"conversationId": conversation, "contextVersion": 7, "context": {"n": {"value": "x"}}});
     let state = file(&world, "state.json", &state);
     let (status, text) = world.command(&["inject", &job, "--dry-run", "--state", &state, "--json"]).await;
     assert_eq!(status, 1, "{text}");
     assert!(text.contains("type_mismatch"), "{text}");
+    let (status, text) = world.command(&["inject", &job, "--dry-run", "--state", &job]).await;
+    assert_eq!(status, 1, "{text}");
+    assert!(text.contains("the state in") && text.contains("\"context\""), "{text}");
 }

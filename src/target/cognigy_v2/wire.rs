@@ -103,7 +103,7 @@ pub(super) fn parts(body: &Bytes) -> Option<Parts> {
 
 /// A profile as it was read.
 #[derive(Debug)]
-pub(super) struct Profile {
+pub(in crate::target) struct Profile {
     /// Its fields as variables of scope `user`, and a fingerprint in the place of a version.
     pub observed: Observed,
     /// Whether the person said no.
@@ -111,7 +111,7 @@ pub(super) struct Profile {
 }
 
 /// The profile that a 2xx answer shows. One that is not understood is a failure, not an empty profile.
-pub(super) fn profile(answer: &Answer, ledger_key: &str) -> Result<Profile, Failure> {
+pub(in crate::target) fn profile(answer: &Answer, ledger_key: &str) -> Result<Profile, Failure> {
     let said = |text: &str| Detail { status: Some(answer.status.as_u16()), text: text.to_owned(), ..Detail::default() };
     match answer.end {
         BodyEnd::Complete => {}
