@@ -98,6 +98,17 @@ pub enum Ending {
     Interrupted,
 }
 
+impl Ending {
+    /// What the target failed with, where the job waits for its next attempt.
+    #[must_use]
+    pub fn must_wait(&self) -> Option<&Detail> {
+        match self {
+            Self::Retry(detail) => Some(detail),
+            Self::Verdict(_) | Self::Interrupted => None,
+        }
+    }
+}
+
 /// A verdict and what led to it.
 #[derive(Debug, Clone)]
 pub struct Ended {

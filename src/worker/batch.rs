@@ -155,6 +155,11 @@ impl Context {
         let mut endings = Vec::with_capacity(tasks.len());
         let mut cost = Cost::default();
         while endings.len() < tasks.len() {
+            // Who comes after one that must wait, waits as well: nobody overtakes.
+            if let Some(detail) = endings.iter().find_map(Ending::must_wait).cloned() {
+                endings.resize_with(tasks.len(), || Ending::Retry(detail.clone()));
+                break;
+            }
             let rest = &mut tasks[endings.len()..];
             if let Some(ending) = self.remembered(lease, &rest[0]) {
                 endings.push(ending);
