@@ -316,7 +316,7 @@ pub enum Operation {
     ///
     /// | absent | `null` given | another type | bound reached | changed by others | the job again |
     /// | --- | --- | --- | --- | --- | --- |
-    /// | written | deleted | written | – | policy | unchanged |
+    /// | written | deleted | written | – | policy | repeat |
     MergePatch(Value),
     /// Writes the number where it is larger.
     ///

@@ -126,6 +126,13 @@ enum Kind {
     GivenUp { generation: u32, code: Reason },
 }
 
+impl Record {
+    /// What sorts the oldest first; of one second, entries before tombstones, since that is how they are written.
+    fn age(&self) -> (i64, bool) {
+        (self.at, matches!(self.kind, Kind::GivenUp { .. }))
+    }
+}
+
 /// The ledger has a form that this version does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("the ledger has a form that this version does not know")]
@@ -210,6 +217,8 @@ impl Ledger {
     /// Lets the oldest go until the bounds hold. Returns what is written, and the applied jobs that had to go.
     pub fn to_value(&mut self) -> (Value, Vec<Mark>) {
         let mut gone = Vec::new();
+        // As whoever reads it back has them, so that all let the same go.
+        self.records.sort_by_key(Record::age);
         let surplus = self.sequences.len().saturating_sub(MAX_SEQUENCES);
         self.sequences.drain(..surplus);
         while self.records.len() > MAX_ENTRIES {
@@ -307,7 +316,7 @@ fn read(value: &Value) -> Option<Ledger> {
         ledger.sequences.push((Mark(mark.as_str()?.to_owned()), sequence.as_u64()?));
     }
     // Stable: records of one second keep the order in which they are written.
-    ledger.records.sort_by_key(|record| record.at);
+    ledger.records.sort_by_key(Record::age);
     Some(ledger)
 }
 
