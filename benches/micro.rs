@@ -1,6 +1,6 @@
 //! What the pure parts cost, one by one: `cargo bench --bench micro`. Where time is too noisy, `make bench-instructions`
 //! counts instructions instead.
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
 
 use std::hint::black_box;
 use std::sync::LazyLock;

@@ -57,7 +57,7 @@ pub fn distinct(count: usize, kind: Kind) -> Vec<Job> {
 }
 
 /// Jobs of conversations of which the second has half as many as the first, the third a third, and so on.
-#[allow(clippy::cast_precision_loss, reason = "a share")]
+#[expect(clippy::cast_precision_loss, reason = "a share")]
 pub fn zipf(count: usize, conversations: usize, kind: Kind) -> Vec<Job> {
     let mut sums = Vec::with_capacity(conversations);
     let mut sum = 0.0;

@@ -5,20 +5,27 @@
 //!   receipt would otherwise hold it, and a place of the prefetch window, until the channel ends.
 //! - [`Subscription::cancel`] stops the intake and keeps the channel, so that what is held can still be settled.
 //!   What the broker had sent before comes out of [`Subscription::next`], then `None`.
+//! - Nothing waits for the broker for ever: lapin may leave a request unanswered that met the end of its connection.
+//!   Whatever then was done all the same (a subscription, an ack) ends with its channel, or was wanted.
 //! - A stream knows no way back: `give_back` on a message of a stream acks it (a nack would end the whole
 //!   connection).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{Channel, Consumer};
+use lapin::{Channel, Connection, Consumer};
+use tokio::time::timeout;
 
 use super::message::header;
 use super::{Broker, Message};
+
+/// How long a request may wait for the broker.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a queue or stream is consumed.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +59,10 @@ pub enum Offset {
 /// What the broker said: a queue that is not there, no permission, a connection that broke.
 pub async fn subscribe(broker: &Broker, queue: &str, options: Options) -> lapin::Result<Subscription> {
     let connection = broker.connection().await;
+    timeout(ANSWER_WITHIN, subscribe_on(&connection, queue, options)).await.unwrap_or_else(|_| Err(no_answer()))
+}
+
+async fn subscribe_on(connection: &Connection, queue: &str, options: Options) -> lapin::Result<Subscription> {
     let channel = connection.create_channel().await?;
     channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
@@ -110,14 +121,15 @@ impl Subscription {
     /// Stops the intake. Messages that are held, and those that `next` still gives, can be settled.
     pub async fn cancel(&self) {
         // On a channel that is gone there is nothing left to cancel.
-        let _ = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await;
+        let cancelling = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        let _ = timeout(ANSWER_WITHIN, cancelling).await;
     }
 
     /// Ends the subscription and gives back, in their order and before another consumer gets any, all messages
     /// that were not settled.
     pub async fn close(self) {
         // Not by a nack of all at once: a quorum queue puts the messages of one nack back in any order (3.10).
-        let _ = self.channel.close(200, "done".into()).await;
+        let _ = timeout(ANSWER_WITHIN, self.channel.close(200, "done".into())).await;
     }
 
     /// Whether the channel lives.
@@ -199,7 +211,7 @@ impl Receipt {
     /// The channel is gone; the message will come again.
     pub async fn ack(mut self) -> Result<(), SettleError> {
         match self.held.take() {
-            Some(held) => check(held.ack(BasicAckOptions::default()).await),
+            Some(held) => check(held.ack(BasicAckOptions::default())).await,
             None => Ok(()),
         }
     }
@@ -244,19 +256,23 @@ impl Drop for Receipt {
 
 async fn give_back(held: &Delivery, stream: bool) -> Result<(), SettleError> {
     if stream {
-        check(held.ack(BasicAckOptions::default()).await)
+        check(held.ack(BasicAckOptions::default())).await
     } else {
         // lapin's default does not requeue.
-        check(held.nack(BasicNackOptions { multiple: false, requeue: true }).await)
+        check(held.nack(BasicNackOptions { multiple: false, requeue: true })).await
     }
 }
 
-fn check(settled: lapin::Result<bool>) -> Result<(), SettleError> {
-    match settled {
+async fn check(settling: impl Future<Output = lapin::Result<bool>>) -> Result<(), SettleError> {
+    match timeout(ANSWER_WITHIN, settling).await.unwrap_or_else(|_| Err(no_answer())) {
         Ok(true) => Ok(()),
         Ok(false) => Err(SettleError(None)),
         Err(error) => Err(SettleError(Some(error))),
     }
+}
+
+fn no_answer() -> lapin::Error {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
 impl Offset {

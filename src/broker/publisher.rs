@@ -36,6 +36,9 @@ mod returns;
 const IN_FLIGHT_LIMIT: usize = 4_096;
 /// How long a message waits for a connection.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
+/// How often a channel with messages under way is looked at: lapin may leave the confirm of a message unanswered that
+/// met the end of its channel, and everybody may be waiting for just that.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the messages under way on a broken channel have to learn of it.
 const BROKEN_WAIT: Duration = Duration::from_secs(1);
 /// Delivery mode of a message that survives a restart of the broker.
@@ -218,6 +221,7 @@ impl Lane {
     async fn run(mut self, first: Request, requests: &mut mpsc::UnboundedReceiver<Request>) -> Option<Request> {
         let mut next = Some(first);
         let mut open = true;
+        let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             if let Some(request) = next.take() {
                 if !self.channel.status().connected() {
@@ -232,6 +236,10 @@ impl Lane {
                 request = requests.recv(), if open && self.in_flight.len() < IN_FLIGHT_LIMIT => match request {
                     Some(request) => next = Some(request),
                     None => open = false,
+                },
+                _ = looks.tick(), if !self.in_flight.is_empty() => if !self.channel.status().connected() {
+                    self.finish().await;
+                    return None;
                 },
                 else => return None,
             }

@@ -48,6 +48,8 @@ type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 /// [`frames::LARGEST`] bytes; contents pass through.
 struct Legible {
     socket: Socket,
+    /// What the last read brought.
+    arrived: Box<[u8]>,
     held: BytesMut,
     /// Of what is held, the bytes that may be read.
     ready: usize,
@@ -57,7 +59,8 @@ struct Legible {
 
 impl Legible {
     fn new(socket: Socket) -> Self {
-        Self { socket, held: BytesMut::new(), ready: 0, cleaner: frames::Cleaner::default(), ended: false }
+        let arrived = vec![0; READ_SIZE].into_boxed_slice();
+        Self { socket, arrived, held: BytesMut::new(), ready: 0, cleaner: frames::Cleaner::default(), ended: false }
     }
 }
 
@@ -65,12 +68,9 @@ impl AsyncRead for Legible {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         while this.ready == 0 && !this.ended {
-            let before = this.held.len();
-            this.held.resize(before + READ_SIZE, 0);
-            let read = Pin::new(&mut this.socket).poll_read(context, &mut this.held[before..]);
-            let count = if let Poll::Ready(Ok(count)) = &read { *count } else { 0 };
-            this.held.truncate(before + count);
-            this.ended = ready!(read)? == 0;
+            let count = ready!(Pin::new(&mut this.socket).poll_read(context, &mut this.arrived))?;
+            this.held.extend_from_slice(&this.arrived[..count]);
+            this.ended = count == 0;
             // A frame that will never be whole is lapin's to complain about.
             this.ready = if this.ended { this.held.len() } else { this.cleaner.clean(&mut this.held) };
         }

@@ -103,7 +103,9 @@ impl Seat {
             loop {
                 clock.tick().await;
                 let connection = broker.connection().await;
-                if let Ok(Some(depth)) = topology::depth(&connection, &self.queue).await {
+                // A look that meets the end of its connection may never be answered.
+                let looking = tokio::time::timeout(MEASURE_EVERY, topology::depth(&connection, &self.queue));
+                if let Ok(Ok(Some(depth))) = looking.await {
                     self.ready.store(depth.ready, Ordering::Relaxed);
                     metrics::gauge!(names::JOBS_WAITING, "bot" => self.bot.clone()).set(f64::from(depth.ready));
                 }

@@ -68,7 +68,7 @@ struct Measured {
     requests_per_hot_job: f64,
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a share")]
+#[expect(clippy::cast_precision_loss, reason = "a share")]
 async fn measure(stage: &Stage, round: usize, with_hot: bool) -> anyhow::Result<Measured> {
     let cold_times = at_random(COLD_JOBS_PER_SECOND, LASTS, round as u64);
     stage.clear().await?;

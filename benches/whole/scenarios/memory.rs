@@ -11,7 +11,7 @@ const IN_FLIGHT: usize = 256;
 /// Jobs that are published before the outcomes of those before them are awaited.
 const WINDOW: usize = 10_000;
 
-#[allow(clippy::cast_precision_loss, reason = "a count")]
+#[expect(clippy::cast_precision_loss, reason = "a count")]
 pub async fn run(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let count = std::env::var("BENCH_MEMORY_JOBS").ok().and_then(|text| text.parse().ok()).unwrap_or(JOBS);
     stage.clear().await?;

@@ -32,7 +32,7 @@ pub struct Sample {
 }
 
 impl Run<'_> {
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shares")]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shares")]
     pub async fn of(&self, peer: Peer, stage: &Stage) -> anyhow::Result<Sample> {
         stage.clear().await?;
         if self.first == First::Write {
