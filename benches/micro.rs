@@ -106,10 +106,9 @@ fn merge_patch(bencher: Bencher<'_, '_>) {
 fn seal_an_event(bencher: Bencher<'_, '_>) {
     let mut chain = Chain::new("writer".to_owned());
     let event = json!({"id": "a", "data": {"job_id": "b-1", "keys": {"tier": {"result": "written", "bytes": 9}}}});
-    bencher.with_inputs(|| event.as_object().unwrap().clone()).bench_local_values(|mut event| {
-        chain.seal(&mut event);
-        event
-    });
+    bencher
+        .with_inputs(|| event.as_object().unwrap().clone())
+        .bench_local_values(|event| chain.seal(|link| link.of(event)));
 }
 
 #[divan::bench]

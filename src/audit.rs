@@ -19,16 +19,14 @@ mod stream;
 pub mod verify;
 mod writer;
 
-pub use chain::{Chain, GENESIS, hash};
+pub use chain::{Chain, GENESIS, Link, hash};
 pub use command::{Command, run};
 pub use writer::{Sealed, Writer};
 
 /// Bytes as lower-case hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| char::from(DIGITS[usize::from(half & 0xf)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
 }

@@ -2,8 +2,8 @@
 //!
 //! [`Bot::read`] and [`Bot::write`] are the only way to the target for the pipeline. Each waits at one gate (the
 //! breaker, a pause, the budget), sends one request, and tells breaker and limiter what the answer means for the
-//! requests after it. Repeating is the caller's decision. Who must be able to give up waiting takes a
-//! [`Bot::permit`] first.
+//! requests after it. Repeating is the caller's decision. Who must be able to give up waiting, or to decide as late
+//! as possible what to send, takes a [`Bot::permit`] first.
 //!
 //! While the bot is held ([`Bot::holding`]) no new work is started ([`Bot::ready`]); work under way waits at the
 //! gate, under its own deadline.
@@ -20,7 +20,7 @@ use crate::config;
 use crate::job::{ConversationId, Version};
 use crate::limiter::Limiter;
 use crate::limiter::meter::Meter;
-use crate::metrics as names;
+use crate::metrics::{self as names, JobMeters};
 use crate::redis_link::RedisLink;
 use crate::target::{Failure, Read, SetUpError, Target, Write};
 
@@ -32,11 +32,14 @@ const THROTTLED_PAUSE: Duration = Duration::from_secs(1);
 const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Shortest pause, for a target that says 0.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// How long a permit is good for: requests that go later than their place in the budget meet those of later places.
+const FRESH: Duration = Duration::from_millis(20);
 
 /// One bot at work.
 #[derive(Debug)]
 pub struct Bot {
     config: config::Bot,
+    meters: JobMeters,
     target: Target,
     limiter: Limiter,
     breaker: Mutex<Breaker>,
@@ -112,7 +115,16 @@ impl Bot {
         let target = Target::new(&config)?;
         let limiter = Limiter::new(&config, redis, source);
         let breaker = Mutex::new(Breaker::new(Settings::of_bot(&config)));
-        Ok(Arc::new(Self { config, target, limiter, breaker, changed: Notify::new(), pauses: Mutex::default() }))
+        let meters = JobMeters::new(&config.name);
+        Ok(Arc::new(Self {
+            config,
+            meters,
+            target,
+            limiter,
+            breaker,
+            changed: Notify::new(),
+            pauses: Mutex::default(),
+        }))
     }
 
     /// Its settings.
@@ -121,23 +133,26 @@ impl Bot {
         &self.config
     }
 
+    /// Its instruments.
+    #[must_use]
+    pub fn meters(&self) -> &JobMeters {
+        &self.meters
+    }
+
     /// Reads a conversation, when the gate lets it.
-    pub async fn read(&self, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
+    pub async fn read(self: &Arc<Self>, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
         let permit = self.permit().await;
         self.read_now(permit, conversation, trace).await
     }
 
     /// Reads a conversation.
-    pub async fn read_now(
-        &self,
-        permit: Permit<'_>,
-        conversation: &ConversationId,
-        trace: Option<&str>,
-    ) -> Spent<Read> {
+    pub async fn read_now(&self, permit: Permit, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
-            self.spend()
+            async {
+                self.spend(1).await;
+            }
         };
         let answer = self.target.read_charged(conversation, trace, again).await;
         let took = sent.elapsed();
@@ -152,7 +167,7 @@ impl Bot {
     /// Writes `body` (of [`crate::target::encode`]), when the gate lets it and if the conversation is still at
     /// version `if_match`.
     pub async fn write(
-        &self,
+        self: &Arc<Self>,
         conversation: &ConversationId,
         body: Bytes,
         if_match: Option<&Version>,
@@ -166,7 +181,7 @@ impl Bot {
     /// this leaves it unknown whether it took effect.
     pub async fn write_now(
         &self,
-        permit: Permit<'_>,
+        permit: Permit,
         conversation: &ConversationId,
         body: Bytes,
         if_match: Option<&Version>,
@@ -175,7 +190,9 @@ impl Bot {
         let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
         let again = || {
             requests += 1;
-            self.spend()
+            async {
+                self.spend(1).await;
+            }
         };
         let answer = self.target.write_charged(conversation, body, if_match, trace, again).await;
         let took = sent.elapsed();
@@ -195,16 +212,33 @@ impl Bot {
     }
 
     /// Waits until a request may be sent. Cancelling it is safe.
-    pub async fn permit(&self) -> Permit<'_> {
+    pub async fn permit(self: &Arc<Self>) -> Permit {
+        loop {
+            if let Some(permit) = self.permits(1).await.pop() {
+                return permit;
+            }
+        }
+    }
+
+    /// Waits until a request may be sent, and gives permits for as many of `wanted` as may be sent then, at least one.
+    /// Cancelling it is safe.
+    pub async fn permits(self: &Arc<Self>, wanted: usize) -> Vec<Permit> {
         let asked = Instant::now();
         loop {
-            let pass = self.pass().await;
-            // Owned from here on, so that a caller who goes away while waiting gives the pass back.
-            let mut permit = Permit { bot: self, pass: Some(pass), waited: Duration::ZERO };
-            self.spend().await;
-            if self.breaker().phase(Instant::now()) != Phase::Open {
-                permit.waited = asked.elapsed();
-                return permit;
+            // Owned from here on, so that a caller who goes away while waiting gives the passes back.
+            let mut permits = vec![Permit::new(self, self.pass().await)];
+            while permits.len() < wanted
+                && let Admission::Go(pass) = self.breaker().admit(Instant::now())
+            {
+                permits.push(Permit::new(self, pass));
+            }
+            permits.truncate(self.spend(permits.len()).await);
+            let now = Instant::now();
+            if self.breaker().phase(now) != Phase::Open {
+                for permit in &mut permits {
+                    (permit.waited, permit.since) = (now.duration_since(asked), now);
+                }
+                return permits;
             }
         }
     }
@@ -263,14 +297,17 @@ impl Bot {
         }
     }
 
-    /// Takes one request of the budget.
-    async fn spend(&self) {
-        let waited = self.limiter.acquire().await;
-        metrics::histogram!(names::LIMITER_WAIT_SECONDS, "bot" => self.config.name.clone()).record(waited);
+    /// Takes requests of the budget: as many of `wanted` as may be sent when it returns, at least one.
+    async fn spend(&self, wanted: usize) -> usize {
+        let asked = Instant::now();
+        let places = self.limiter.acquire(u32::try_from(wanted).unwrap_or(u32::MAX)).await;
+        let places = usize::try_from(places).unwrap_or(wanted);
+        self.meters.limiter_wait.record_many(asked.elapsed(), places);
+        places
     }
 
     /// What an answer means for the requests after it.
-    async fn learn(&self, permit: Permit<'_>, failure: Option<&Failure>) {
+    async fn learn(&self, permit: Permit, failure: Option<&Failure>) {
         match failure {
             None | Some(Failure::NotFound(_) | Failure::Refused(_) | Failure::HalfDone(_)) => {
                 self.pauses().in_a_row = 0;
@@ -338,13 +375,27 @@ impl Bot {
 /// The permission to send one request. Dropped without a report it says nothing about the target.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped is a request that was not sent"]
-pub struct Permit<'a> {
-    bot: &'a Bot,
+pub struct Permit {
+    bot: Arc<Bot>,
     pass: Option<Pass>,
     waited: Duration,
+    since: Instant,
 }
 
-impl Permit<'_> {
+impl Permit {
+    fn new(bot: &Arc<Bot>, pass: Pass) -> Self {
+        Self { bot: Arc::clone(bot), pass: Some(pass), waited: Duration::ZERO, since: Instant::now() }
+    }
+
+    /// Whether it still is one: nothing has happened since that would have kept it from being given.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        let now = Instant::now();
+        now.duration_since(self.since) < FRESH
+            && self.bot.limiter.paused_until().is_none()
+            && self.bot.breaker().phase(now) != Phase::Open
+    }
+
     /// How long it took to get.
     #[must_use]
     pub fn waited(&self) -> Duration {
@@ -372,7 +423,7 @@ impl Permit<'_> {
             Phase::Open => 1.0,
             Phase::HalfOpen | Phase::Ramping => 2.0,
         };
-        metrics::gauge!(names::BOT_BREAKER, "bot" => bot.clone()).set(gauge);
+        self.bot.meters.breaker.set(gauge);
         match (before, after) {
             (Phase::Open, _) | (Phase::Ramping, Phase::Closed) => {}
             (_, Phase::Open) => tracing::warn!(bot, "too many requests failed; the bot's circuit breaker opens"),
@@ -384,7 +435,7 @@ impl Permit<'_> {
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.end(Sign::None);
     }

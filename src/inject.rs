@@ -87,8 +87,7 @@ pub async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(checked.len() == 1, "--direct applies one job, and {} were given", checked.len());
         for job in good() {
             let outcome = direct::apply(&config, bot, job.clone()).await?;
-            results
-                .applied(&Value::Object(outcome.event(bot, &config.audit.digest_key_or_random())), &outcome.verdict)?;
+            results.applied(&outcome.event(bot, &config.audit.digest_key_or_random()).to_json(), &outcome.verdict)?;
         }
     } else if args.dry_run {
         let mut previews = Previews::new(bot, args.state.as_deref());

@@ -4,6 +4,7 @@
 //! these values from bytes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
@@ -37,7 +38,7 @@ pub fn is_key(text: &str) -> bool {
 /// The producer's name of a job, stable over retries, redelivery and replay: 1–128 of `[A-Za-z0-9._:-]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
-pub struct JobId(String);
+pub struct JobId(Arc<str>);
 
 impl JobId {
     /// The id, if `text` has its form.
@@ -45,7 +46,7 @@ impl JobId {
     pub fn new(text: &str) -> Option<Self> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
         let valid = !text.is_empty() && text.len() <= MAX_JOB_ID_BYTES && text.chars().all(fits);
-        valid.then(|| Self(text.to_owned()))
+        valid.then(|| Self(text.into()))
     }
 
     /// The id as text.
@@ -64,14 +65,14 @@ impl fmt::Display for JobId {
 /// A conversation of one bot; its form is the bot's `conversation_id_pattern`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
-pub struct ConversationId(String);
+pub struct ConversationId(Arc<str>);
 
 impl ConversationId {
     /// The id, if `text` fits the bot's pattern and is at most 256 bytes long.
     #[must_use]
     pub fn new(text: &str, pattern: &regex::Regex) -> Option<Self> {
         let valid = !text.is_empty() && text.len() <= MAX_CONVERSATION_ID_BYTES && pattern.is_match(text);
-        valid.then(|| Self(text.to_owned()))
+        valid.then(|| Self(text.into()))
     }
 
     /// The id as text.
@@ -151,12 +152,12 @@ impl fmt::Display for Name {
 /// Two versions are the same only if their texts are. Where both are numbers an order exists, which is used
 /// for one thing: to notice that a conversation went backwards.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Version(String);
+pub struct Version(Arc<str>);
 
 impl Version {
     /// Wraps the text that goes into `If-Match`.
     #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
 
@@ -181,7 +182,7 @@ impl Version {
     pub fn to_json(&self) -> Value {
         match self.0.parse::<u64>() {
             Ok(number) => Value::from(number),
-            Err(_) => Value::from(self.0.clone()),
+            Err(_) => Value::from(&*self.0),
         }
     }
 }

@@ -7,14 +7,15 @@
 //!
 //! - Held by another: wait up to 250 ms, then go on without. Only where the dialect has no precondition is it
 //!   waited out, since there it is the best that can be had.
-//! - Taken for 10 s and renewed every 3 s by a task of the guard. A guard that is dropped without
-//!   [`ConversationLease::release`] leaves it to expire.
+//! - Taken for 10 s and renewed every 3 s beside the work that it is for ([`ConversationLease::during`]). A guard
+//!   that is dropped without [`ConversationLease::release`] leaves it to expire.
 //! - With the lease come the verdicts that jobs had before, and with the release they are left: of those that no
 //!   ledger names, so that a job that comes again to another worker gets the same verdict. Best effort as well.
 //! - The version record is written with the release by whoever wrote last, and kept for 24 h. A wrong one costs a
 //!   conflict.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,6 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::Script;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -139,8 +139,7 @@ pub struct ConversationLease {
     recorded: Option<Version>,
     sees_a_line: bool,
     waited: Duration,
-    lost: Arc<AtomicBool>,
-    renewing: Option<AbortHandle>,
+    lost: AtomicBool,
 }
 
 /// Takes the lease of a conversation, or the permission to go on without it.
@@ -166,8 +165,7 @@ pub async fn acquire(
         recorded: None,
         sees_a_line: false,
         waited: Duration::ZERO,
-        lost: Arc::default(),
-        renewing: None,
+        lost: AtomicBool::new(false),
     };
     loop {
         let (hold, sees_a_line, recorded) = match lease.ask(marks).await {
@@ -187,9 +185,6 @@ pub async fn acquire(
         lease.recorded = recorded.map(Version::new);
         lease.sees_a_line = sees_a_line;
         lease.waited = asked.elapsed();
-        if hold == Hold::Held {
-            lease.renewing = Some(tokio::spawn(lease.renewal().run()).abort_handle());
-        }
         return lease;
     }
 }
@@ -231,9 +226,33 @@ impl ConversationLease {
         self.verdicts.get(mark.as_str())
     }
 
+    /// Renews it, where it is held, as long as `work` goes on (pinned: a future that is handed over by value is copied).
+    pub async fn during<T>(&self, work: impl Future<Output = T> + Unpin) -> T {
+        if self.hold != Hold::Held {
+            return work.await;
+        }
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = self.renew() => match never {},
+        }
+    }
+
+    async fn renew(&self) -> Infallible {
+        loop {
+            sleep(RENEW_EVERY).await;
+            let mut script = RENEW.key(&self.lease_key);
+            // Away is not lost: the next renewal may find it in time.
+            if self.link.call::<i64>(script.arg(&self.token).arg(milliseconds(HOLDS))).await == Ok(0) {
+                self.lost.store(true, Ordering::Relaxed);
+                metrics::counter!(names::LEASES_LOST, "bot" => self.bot.clone()).increment(1);
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Gives it back, writes the version record and leaves verdicts, in one step.
-    pub async fn release(mut self, record: Record<'_>, verdicts: &[(&Mark, PastVerdict)]) {
-        self.stop_renewing();
+    pub async fn release(self, record: Record<'_>, verdicts: &[(&Mark, PastVerdict)]) {
         if self.hold != Hold::Held && record == Record::Keep && verdicts.is_empty() {
             return;
         }
@@ -267,28 +286,6 @@ impl ConversationLease {
             marks.iter().zip(parts).filter_map(|(mark, text)| Some((mark.as_str().to_owned(), text.parse().ok()?)));
         let recorded = Some(recorded).filter(|version| !version.is_empty());
         Ok(Answer { ours, sees_a_line, recorded, verdicts: found.collect() })
-    }
-
-    fn renewal(&self) -> Renewal {
-        Renewal {
-            link: Arc::clone(&self.link),
-            bot: self.bot.clone(),
-            key: self.lease_key.clone(),
-            token: self.token.clone(),
-            lost: Arc::clone(&self.lost),
-        }
-    }
-
-    fn stop_renewing(&mut self) {
-        if let Some(task) = self.renewing.take() {
-            task.abort();
-        }
-    }
-}
-
-impl Drop for ConversationLease {
-    fn drop(&mut self) {
-        self.stop_renewing();
     }
 }
 
@@ -364,29 +361,6 @@ impl FromStr for PastVerdict {
             "not_applied" => Ok(Self::NotApplied(generation, code)),
             "unknown" => Ok(Self::Unknown(generation, code)),
             _ => Err(NoVerdict),
-        }
-    }
-}
-
-struct Renewal {
-    link: Arc<RedisLink>,
-    bot: String,
-    key: String,
-    token: String,
-    lost: Arc<AtomicBool>,
-}
-
-impl Renewal {
-    async fn run(self) {
-        loop {
-            sleep(RENEW_EVERY).await;
-            let mut script = RENEW.key(&self.key);
-            // Away is not lost: the next renewal may find it in time.
-            if self.link.call::<i64>(script.arg(&self.token).arg(milliseconds(HOLDS))).await == Ok(0) {
-                self.lost.store(true, Ordering::Relaxed);
-                metrics::counter!(names::LEASES_LOST, "bot" => self.bot).increment(1);
-                return;
-            }
         }
     }
 }

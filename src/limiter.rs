@@ -72,21 +72,21 @@ impl Limiter {
         Self { own, source, redis, pause_key, paused_until: Mutex::default() }
     }
 
-    /// Waits until a request may be sent, and tells how long that took. Waits out pauses.
-    pub async fn acquire(&self) -> Duration {
-        let asked = Instant::now();
+    /// Waits until a request may be sent, and tells for how many of `wanted` (at least 1) that is so at that time.
+    /// Waits out pauses.
+    pub async fn acquire(&self, wanted: u32) -> u32 {
         loop {
             if let Some(until) = self.paused_until() {
                 sleep_until(until).await;
                 continue;
             }
-            if let Some(instant) = self.reserve().await {
+            if let Some((instant, places)) = self.reserve(wanted).await {
                 if Instant::now() < instant {
                     sleep_until(instant).await;
                 }
                 // Somebody may have been told to pause while we slept.
                 if self.paused_until().is_none() {
-                    return asked.elapsed();
+                    return places;
                 }
             }
         }
@@ -113,16 +113,18 @@ impl Limiter {
         *paused
     }
 
-    /// The later of the places in both budgets; `None`: the bot is paused.
-    async fn reserve(&self) -> Option<Instant> {
-        let own = self.place(self.own.reserve().await)?;
-        let Some(source) = &self.source else { return Some(own) };
-        Some(own.max(self.place(source.reserve().await)?))
+    /// The later of the places in both budgets, and how many; `None`: the bot is paused.
+    async fn reserve(&self, wanted: u32) -> Option<(Instant, u32)> {
+        let Some(source) = &self.source else { return self.place(self.own.reserve(wanted).await) };
+        // One by one: a place of the one budget that has none in the other would be lost.
+        let (own, _) = self.place(self.own.reserve(1).await)?;
+        let (shared, _) = self.place(source.reserve(1).await)?;
+        Some((own.max(shared), 1))
     }
 
-    fn place(&self, place: Place) -> Option<Instant> {
+    fn place(&self, place: Place) -> Option<(Instant, u32)> {
         match place {
-            Place::At(instant) => Some(instant),
+            Place::At(instant, places) => Some((instant, places)),
             Place::PausedUntil(until) => {
                 self.pause_until(until);
                 None

@@ -11,6 +11,10 @@ use std::time::Duration;
 use metrics::Unit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+mod meters;
+
+pub use meters::{JobMeters, Purpose, RequestMeters};
+
 /// How often the recorder is tidied up, so that histograms nobody scrapes do not grow.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 

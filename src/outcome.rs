@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -18,10 +17,16 @@ use crate::job::{ConversationId, JobId, Version};
 use crate::pipeline::plan::KeyOutcome;
 use crate::pipeline::verdict::Verdict;
 
+mod event;
+
+pub use event::Event;
+
 /// The event's `type`.
 pub const TYPE: &str = "context-injector.outcome.v1";
 /// Media type of the event (CloudEvents JSON format).
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
+/// Media type of its `data`.
+const CONTENT_TYPE_OF_DATA: &str = "application/json";
 /// Namespace of the ids: UUIDv5 of the DNS name `outcome.context-injector.invalid`.
 const NAMESPACE: Uuid = Uuid::from_u128(0xd4ea_9542_fe46_5cff_b400_9d38_6c7f_23e8);
 
@@ -151,76 +156,6 @@ impl Outcome {
     pub fn id(&self, bot: &Bot) -> Uuid {
         event_id(&bot.name, &self.subject, self.generation, self.verdict.as_str())
     }
-
-    /// The event, but for the attributes of the audit chain. `digest_key` keys the digests of values.
-    #[must_use]
-    pub fn event(&self, bot: &Bot, digest_key: &[u8]) -> Map<String, Value> {
-        let mut event = Map::new();
-        let mut set = |name: &str, value: Value| event.insert(name.to_owned(), value);
-        set("specversion", json!("1.0"));
-        set("type", json!(TYPE));
-        set("id", json!(self.id(bot).to_string()));
-        set("source", json!(format!("/bots/{}", bot.name)));
-        if let Some(conversation) = &self.conversation {
-            set("subject", json!(conversation));
-        }
-        set("time", json!(format!("{:.3}", self.time)));
-        set("datacontenttype", json!("application/json"));
-        set("traceparent", json!(self.traceparent));
-        set("data", self.data(bot, digest_key));
-        event
-    }
-
-    fn data(&self, bot: &Bot, digest_key: &[u8]) -> Value {
-        let reason = self
-            .verdict
-            .rejection()
-            .map(|rejection| json!({ "code": rejection.code, "text": rejection.text, "pointer": rejection.pointer }));
-        let keys = self.keys.iter().map(|key| (key.name.key.clone(), key_event(key, bot, digest_key)));
-        let version = |version: &Option<Version>| version.as_ref().map_or(Value::Null, Version::to_json);
-        let mut data = json!({
-            "job_id": self.subject.job_id(),
-            "bot": bot.name,
-            "conversation_id": self.conversation,
-            "verdict": self.verdict.as_str(),
-            "reason": reason,
-            "repeat": self.repeat,
-            "keys": keys.collect::<Map<_, _>>(),
-            "version_before": version(&self.version_before),
-            "version_after": version(&self.version_after),
-            "guarantee": Guarantee::of(bot).as_str(),
-            "conflicts": self.conflicts,
-            "attempts": self.attempts,
-            "batch_size": self.batch_size,
-            "request_bytes": self.request_bytes,
-            "replay_generation": self.generation,
-            "unresolved": self.unresolved,
-            "trace_id": self.traceparent.split('-').nth(1),
-            "timings_ms": {
-                "queued": millis(self.timings.queued),
-                "budget": millis(self.timings.budget),
-                "api": millis(self.timings.api),
-                "total": millis(self.timings.total),
-            },
-        });
-        if bot.values_in_events && !self.templates.is_empty() {
-            data["templates"] = self.templates.iter().cloned().map(|(name, text)| (name, Value::from(text))).collect();
-        }
-        data
-    }
-}
-
-fn key_event(key: &KeyOutcome, bot: &Bot, digest_key: &[u8]) -> Value {
-    let mut event = json!({ "result": key.result, "scope": key.name.scope });
-    if let Some(value) = &key.value {
-        let text = value.to_string();
-        event["bytes"] = json!(text.len());
-        event["digest"] = json!(digest(digest_key, text.as_bytes()));
-        if bot.values_in_events {
-            event["value"] = value.clone();
-        }
-    }
-    event
 }
 
 /// HMAC-SHA256: keyed, so that a value of few possibilities cannot be guessed from its digest.
@@ -235,13 +170,10 @@ pub(crate) fn digest(key: &[u8], bytes: &[u8]) -> String {
     )
 }
 
-/// Milliseconds with one decimal place.
-fn millis(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::config::Config;
     use crate::job::{Name, Scope};
@@ -282,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_event_is_a_cloudevent_without_values() {
-        let event = Value::Object(outcome().event(&bot(""), b"key"));
+        let event = outcome().event(&bot(""), b"key").to_json();
         assert_eq!(event["specversion"], "1.0");
         assert_eq!(event["source"], "/bots/default");
         assert_eq!(event["time"], "2026-11-23T10:00:00.123Z");
@@ -291,7 +223,7 @@ mod tests {
         assert_eq!(event["data"]["timings_ms"]["api"].to_string(), "8.4");
         assert_eq!(event["data"]["keys"]["customer_tier"]["bytes"], json!(9));
         assert!(!event.to_string().contains("premium"), "{event}");
-        let event = Value::Object(outcome().event(&bot("values_in_events = true"), b"key"));
+        let event = outcome().event(&bot("values_in_events = true"), b"key").to_json();
         assert_eq!(event["data"]["keys"]["customer_tier"]["value"], "premium");
         assert_eq!(event["data"]["templates"]["note"], "Tier premium");
     }

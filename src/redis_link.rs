@@ -197,9 +197,9 @@ impl Keeper {
     async fn connect(&self, known_away: &mut bool) -> MultiplexedConnection {
         let mut waits = retry::reconnect_delays();
         loop {
-            let limits = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(CALL_WITHIN))
-                .set_response_timeout(Some(CALL_WITHIN));
+            // Calls have a limit of ours, which counts the wait to be sent as well.
+            let limits =
+                AsyncConnectionConfig::new().set_connection_timeout(Some(CALL_WITHIN)).set_response_timeout(None);
             let connecting = self.client.get_multiplexed_async_connection_with_config(&limits);
             let reason = match timeout(2 * CALL_WITHIN, connecting).await {
                 Ok(Ok(mut connection)) => match ask(&mut connection).await {

@@ -1,5 +1,8 @@
 //! One writer's chain. Pure.
 
+use std::sync::Arc;
+
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -11,7 +14,7 @@ pub const GENESIS: &str = "00000000000000000000000000000000000000000000000000000
 /// The chain of one writer.
 #[derive(Debug)]
 pub struct Chain {
-    writer: String,
+    writer: Arc<str>,
     seq: u64,
     /// The hash of the last event.
     hash: String,
@@ -21,7 +24,7 @@ impl Chain {
     /// Begins a chain; `writer` names this start of this process and is never used again.
     #[must_use]
     pub fn new(writer: String) -> Self {
-        Self { writer, seq: 0, hash: GENESIS.to_owned() }
+        Self { writer: writer.into(), seq: 0, hash: GENESIS.to_owned() }
     }
 
     /// Whose chain it is.
@@ -42,15 +45,47 @@ impl Chain {
         &self.hash
     }
 
-    /// Makes `event` the next link.
-    pub fn seal(&mut self, event: &mut Map<String, Value>) {
+    /// Makes an event the next link, and gives its text. `with` puts the link's members into the event, which gives
+    /// all its names in the order of their bytes (a [`Map`] does).
+    pub fn seal<E: Serialize>(&mut self, with: impl FnOnce(Link) -> E) -> String {
         self.seq += 1;
-        event.remove("hash");
-        event.insert("writer".to_owned(), Value::from(self.writer.clone()));
-        event.insert("seq".to_owned(), Value::from(self.seq));
-        event.insert("prevhash".to_owned(), Value::from(std::mem::take(&mut self.hash)));
-        self.hash = hash_without(event);
-        event.insert("hash".to_owned(), Value::from(self.hash.clone()));
+        let event = with(Link { prevhash: self.hash.clone(), seq: self.seq, writer: Arc::clone(&self.writer) });
+        let canonical = canonical::Text::of(&event);
+        self.hash = if canonical.has_plain_names {
+            hash_of(&canonical.text)
+        } else {
+            hash_of(&canonical::to_string(&serde_json::to_value(&event).unwrap_or_default()))
+        };
+        // Where no number changed its form, what was hashed is the event: it needs not be written a second time.
+        let mut text =
+            if canonical.is_exact { canonical.text } else { serde_json::to_string(&event).unwrap_or_default() };
+        text.truncate(text.len().saturating_sub(1));
+        text.push_str(",\"hash\":\"");
+        text.push_str(&self.hash);
+        text.push_str("\"}");
+        text
+    }
+}
+
+/// What makes an event a link: its place in the chain. `hash` follows from it.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Hash of the event before.
+    pub prevhash: String,
+    /// Number, from 1.
+    pub seq: u64,
+    /// Whose chain.
+    pub writer: Arc<str>,
+}
+
+impl Link {
+    /// An object as a link.
+    #[must_use]
+    pub fn of(self, mut object: Map<String, Value>) -> Map<String, Value> {
+        object.insert("prevhash".to_owned(), Value::from(self.prevhash));
+        object.insert("seq".to_owned(), Value::from(self.seq));
+        object.insert("writer".to_owned(), Value::from(&*self.writer));
+        object
     }
 }
 
@@ -59,11 +94,11 @@ impl Chain {
 pub fn hash(event: &Map<String, Value>) -> String {
     let mut unhashed = event.clone();
     unhashed.remove("hash");
-    hash_without(&unhashed)
+    hash_of(&canonical::of_object(&unhashed))
 }
 
-fn hash_without(unhashed: &Map<String, Value>) -> String {
-    hex(&Sha256::digest(canonical::of_object(unhashed).as_bytes()))
+fn hash_of(text: &str) -> String {
+    hex(&Sha256::digest(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -79,9 +114,8 @@ mod tests {
     #[test]
     fn each_link_holds_the_one_before() {
         let mut chain = Chain::new("w".to_owned());
-        let (mut first, mut second) = (event(json!({"id": "a"})), event(json!({"id": "b"})));
-        chain.seal(&mut first);
-        chain.seal(&mut second);
+        let mut seal = |value| event(serde_json::from_str(&chain.seal(|link| link.of(event(value)))).unwrap());
+        let (first, mut second) = (seal(json!({"id": "a"})), seal(json!({"id": "b"})));
         assert_eq!((&first["seq"], &second["seq"]), (&json!(1), &json!(2)));
         assert_eq!(first["prevhash"], GENESIS);
         assert_eq!(second["prevhash"], first["hash"]);
@@ -96,5 +130,19 @@ mod tests {
         let event = event(serde_json::from_str(r#"{"prevhash": "x", "a": 150.00, "hash": "?"}"#).unwrap());
         let expected = hex(&Sha256::digest(br#"{"a":150,"prevhash":"x"}"#));
         assert_eq!(hash(&event), expected);
+    }
+
+    #[test]
+    fn what_is_published_is_what_was_sealed_whatever_form_it_has() {
+        for number in ["8.4", "0.10", "12345678901234567890", "1e2", "-0"] {
+            let before = format!(r#"{{"id": "a", "n": {number}, "t": "\n\u00e9", "\ufb33": {{"\ud83d\ude00": 1}}}}"#);
+            let before = event(serde_json::from_str(&before).unwrap());
+            let sealed = Chain::new("w".to_owned()).seal(|link| link.of(before.clone()));
+            let mut after = event(serde_json::from_str(&sealed).unwrap());
+            assert_eq!(after["n"].to_string(), before["n"].to_string());
+            assert_eq!(hash(&after), after["hash"].as_str().unwrap());
+            let _ = ["hash", "prevhash", "seq", "writer"].map(|name| after.remove(name));
+            assert_eq!(after, before);
+        }
     }
 }

@@ -161,7 +161,7 @@ mod tests {
     fn a_checkpoint_says_where_the_chain_is_and_any_change_breaks_its_signature() {
         let notary = Notary { key: private_key(PRIVATE).unwrap(), every: 10 };
         let mut chain = Chain::new("w".to_owned());
-        chain.seal(&mut Map::new());
+        chain.seal(|link| link.of(Map::new()));
         let event = notary.certify(&chain, 1, true, "2026-11-23T10:00:00Z".parse().unwrap());
         let said = Checkpoint::read(&event).unwrap();
         assert_eq!((said.writer.as_str(), said.seq, said.last), ("w", 1, true));

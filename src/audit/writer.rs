@@ -10,10 +10,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::Chain;
 use super::checkpoint::{self, Notary};
+use super::{Chain, Link};
 use crate::broker::{Confirm, Mandatory, Message, PublishError, Publisher};
 use crate::outcome;
 
@@ -53,18 +54,18 @@ impl Writer {
         Self { publisher, stream, notary, state: Mutex::new(State { chain, covered: 0 }) }
     }
 
-    /// Makes `event` the next link and hands it to the publisher; `message` puts the body into its message.
-    pub fn hand_over(
+    /// Makes an event the next link ([`Chain::seal`]) and hands it to the publisher; `message` puts the body into its
+    /// message.
+    pub fn hand_over<E: Serialize>(
         &self,
         exchange: &str,
         routing_key: &str,
-        mut event: Map<String, Value>,
+        event: impl FnOnce(Link) -> E,
         message: impl FnOnce(String) -> Message,
         mandatory: Mandatory,
     ) -> Sealed {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.chain.seal(&mut event);
-        let message = message(Value::Object(event).to_string());
+        let message = message(state.chain.seal(event));
         let confirm = self.publisher.hand_over(exchange, routing_key, &message, mandatory);
         let due = self.notary.as_ref().filter(|notary| state.chain.seq() - state.covered >= notary.every);
         let checkpoint = due.map(|notary| self.checkpoint(&mut state, notary, false));

@@ -251,14 +251,17 @@ impl Lane {
         let mut sending = async move {
             let Request { exchange, routing_key, properties, body, mandatory, reply, .. } = request;
             let options = BasicPublishOptions { mandatory, immediate: false };
-            let published =
-                channel.basic_publish(exchange.clone(), routing_key.clone(), options, &body, properties.clone()).await;
+            let key = mandatory.then(|| Returned {
+                exchange: exchange.to_string(),
+                routing_key: routing_key.to_string(),
+                message_id: properties.message_id().as_ref().map(ShortString::to_string),
+                body: body.clone(),
+            });
+            let published = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
             let confirmed = match published {
                 Ok(confirm) => confirm.await,
                 Err(error) => Err(error),
             };
-            let message_id = properties.message_id().as_ref().map(ShortString::to_string);
-            let key = Returned { exchange: exchange.into(), routing_key: routing_key.into(), message_id, body };
             (Sent { key, ticket: reply }, confirmed)
         }
         .boxed();
@@ -302,11 +305,11 @@ impl Lane {
                 match answer {
                     Answer::Stored => Ok(()),
                     Answer::Refused => Err(PublishError::Refused),
-                    Answer::Unroutable => Err(PublishError::Unroutable {
-                        exchange: sent.key.exchange,
-                        routing_key: sent.key.routing_key,
-                        text: "NO_ROUTE".to_owned(),
-                    }),
+                    Answer::Unroutable => {
+                        let (exchange, routing_key) =
+                            sent.key.map(|key| (key.exchange, key.routing_key)).unwrap_or_default();
+                        Err(PublishError::Unroutable { exchange, routing_key, text: "NO_ROUTE".to_owned() })
+                    }
                 },
             );
         }

@@ -91,7 +91,7 @@ impl Recorder {
                 .with_timestamp(now)
         };
         let event = event(&id, operator, kind, letter, body, act, &self.digest_key, now);
-        self.writer.hand_over("", &self.stream, event, in_message, Mandatory::Yes)
+        self.writer.hand_over("", &self.stream, |link| link.of(event), in_message, Mandatory::Yes)
     }
 
     /// Signs the end of the command's chain, where there is a key.

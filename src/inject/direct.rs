@@ -40,7 +40,7 @@ pub async fn apply(config: &Config, bot: &config::Bot, job: Job) -> anyhow::Resu
     };
     // A person who runs it twice sends a job twice: the ledger must be asked.
     let mut task = Task { suspect: true, ..Task::new(job, &bot.name, new_traceparent()) };
-    let (mut endings, cost) = executor.run(std::slice::from_mut(&mut task), &mut Memory::default()).await;
+    let (mut endings, cost) = executor.run(std::slice::from_mut(&mut task), &mut Memory::default(), &mut None).await;
     let ended = match endings.pop() {
         Some(Ending::Verdict(ended)) => *ended,
         Some(Ending::Retry(_) | Ending::Interrupted) | None => anyhow::bail!("the job was not finished"),

@@ -32,6 +32,22 @@ impl Budget {
         Self { interval, tolerance: interval.saturating_mul(burst - 1) }
     }
 
+    /// One of `parts` equal shares of the budget, with `burst` requests at once after a rest.
+    #[must_use]
+    pub fn share(self, parts: u32, burst: u32) -> Self {
+        let interval = self.interval.saturating_mul(u64::from(parts.max(1)));
+        Self { interval, tolerance: interval.saturating_mul(u64::from(burst.max(1) - 1)) }
+    }
+
+    /// The same budget, but with no more than `interval` between requests.
+    #[must_use]
+    pub fn no_slower_than(self, interval: Duration) -> Self {
+        let most = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
+        let requests_at_once = self.tolerance / self.interval.max(1);
+        let interval = self.interval.min(most.max(1));
+        Self { interval, tolerance: interval.saturating_mul(requests_at_once) }
+    }
+
     /// Microseconds between requests.
     #[must_use]
     pub fn interval(self) -> u64 {
@@ -54,11 +70,32 @@ pub struct Gcra {
 
 impl Gcra {
     /// Reserves the next place and tells how many microseconds after `now` it is.
-    #[must_use]
     pub fn reserve(&mut self, budget: Budget, now: u64) -> u64 {
+        self.reserve_some(budget, now, 1, 0).1
+    }
+
+    /// Reserves the next places: at least one, and up to `wanted` of those that come within `together` microseconds.
+    /// Tells how many, and how many microseconds after `now` the last of them is: at that time all may go.
+    pub fn reserve_some(&mut self, budget: Budget, now: u64, wanted: u64, together: u64) -> (u64, u64) {
         let arrival = self.arrival.max(now);
-        self.arrival = arrival + budget.interval;
-        arrival.saturating_sub(budget.tolerance).saturating_sub(now)
+        let interval = budget.interval.max(1);
+        let within = (now + together + budget.tolerance).checked_sub(arrival).map_or(1, |room| room / interval + 1);
+        let count = within.min(wanted).max(1);
+        self.arrival = arrival + count * interval;
+        let last = self.arrival - interval;
+        (count, last.saturating_sub(budget.tolerance).saturating_sub(now))
+    }
+
+    /// When the next place is, on the clock of `now`.
+    #[must_use]
+    pub fn next(&self, budget: Budget) -> u64 {
+        self.arrival.saturating_sub(budget.tolerance)
+    }
+
+    /// When all is as if nothing had ever been reserved, on the clock of `now`.
+    #[must_use]
+    pub fn forgotten_at(&self) -> u64 {
+        self.arrival
     }
 
     /// How far ahead of `now` places are reserved, in microseconds.
@@ -90,6 +127,14 @@ mod tests {
         let budget = Budget::new(100, 5);
         let at = served(budget, &[1_000_000; 8]).into_iter().map(|at| at - 1_000_000).collect::<Vec<_>>();
         assert_eq!(at, [0, 0, 0, 0, 0, 10_000, 20_000, 30_000]);
+    }
+
+    #[test]
+    fn a_share_keeps_its_burst_and_its_slowest_pace() {
+        let share = Budget::new(100, 50).share(8, 3);
+        assert_eq!((share.interval, share.tolerance), (80_000, 160_000));
+        let share = share.no_slower_than(Duration::from_millis(20));
+        assert_eq!((share.interval, share.tolerance), (20_000, 40_000));
     }
 
     #[test]
@@ -125,6 +170,29 @@ mod tests {
                 let inside = at[index..].iter().take_while(|instant| **instant < start + window).count() as u64;
                 let share = window.div_ceil(Budget::new(per_second, burst).interval);
                 prop_assert!(inside <= u64::from(burst) + share, "{inside} requests in {window} µs");
+            }
+        }
+
+        /// Who takes places together goes no earlier than who takes them one by one, and no place is lost.
+        #[test]
+        fn places_together_are_the_same_places(
+            per_second in 1_u32..20_000, burst in 1_u32..20, together in 0_u64..5_000,
+            asks in proptest::collection::vec((0_u64..50_000, 1_u64..40), 1..100),
+        ) {
+            let budget = Budget::new(per_second, burst);
+            let (mut some, mut single, mut now) = (Gcra::default(), Gcra::default(), 0);
+            for (gap, wanted) in asks {
+                now += gap;
+                let before = some;
+                let (count, wait) = some.reserve_some(budget, now, wanted, together);
+                prop_assert!((1..=wanted).contains(&count));
+                let singly = (0..count).map(|_| single.reserve(budget, now)).collect::<Vec<_>>();
+                prop_assert_eq!(singly.last(), Some(&wait));
+                prop_assert!(count == 1 || wait <= together, "nobody waits long for others");
+                prop_assert_eq!(some, single);
+                let mut one_more = before;
+                let (more, wait) = one_more.reserve_some(budget, now, wanted + 1, together);
+                prop_assert!(count == wanted || more == count, "as many as may go: {} {}", more, wait);
             }
         }
 

@@ -11,6 +11,7 @@
 //! Three budgets that do not multiply: conflicts (10 a batch), repetitions in place (3 a batch), and the attempts
 //! of a job on the ladder. A pause of the bot is none of them; it is waited for at the gate ([`Bot::write`]).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ impl Cost {
 #[derive(Debug)]
 pub struct Executor<'a> {
     /// The bot.
-    pub bot: &'a Bot,
+    pub bot: &'a Arc<Bot>,
     /// The attempts of a job.
     pub retry: &'a config::Retry,
     /// The conversation.
@@ -91,6 +92,7 @@ enum Halt {
 struct Run<'a> {
     with: &'a Executor<'a>,
     memory: &'a mut Memory,
+    permit: &'a mut Option<Permit>,
     cost: Cost,
     /// The state before somebody else's changes.
     base: Option<Arc<Variables>>,
@@ -112,11 +114,18 @@ enum Step {
 }
 
 impl Executor<'_> {
-    /// Carries out a batch; the endings are those of `tasks`, in order.
-    pub async fn run(&self, tasks: &mut [Task], memory: &mut Memory) -> (Vec<Ending>, Cost) {
+    /// Carries out a batch; the endings are those of `tasks`, in order. A `permit` that is there is for its first
+    /// request; it stays where none was needed.
+    pub async fn run(
+        &self,
+        tasks: &mut [Task],
+        memory: &mut Memory,
+        permit: &mut Option<Permit>,
+    ) -> (Vec<Ending>, Cost) {
         let mut run = Run {
             with: self,
             memory,
+            permit,
             cost: Cost::default(),
             base: None,
             in_place: Box::new(retry::in_place_delays()),
@@ -214,15 +223,15 @@ impl Run<'_> {
         }
         if let Some(snapshot) = self.memory.recent(needs_state, Timestamp::now()).filter(|_| conditional) {
             let snapshot = snapshot.clone();
-            self.count_source("memory");
+            self.with.bot.meters().version_from_memory.increment(1);
             return Ok(snapshot);
         }
         let first = self.cost.requests == 0;
         if let Some(version) = self.with.recorded.filter(|_| conditional && first && !needs_state) {
-            self.count_source("redis");
+            self.with.bot.meters().version_from_redis.increment(1);
             return Ok(Snapshot::of_version(Some(version.clone())));
         }
-        self.count_source("read");
+        self.with.bot.meters().version_from_read.increment(1);
         let mut observed = self.read(tasks).await?;
         let known = self.memory.known().cloned();
         let make = |observed: Observed| {
@@ -271,8 +280,10 @@ impl Run<'_> {
         loop {
             let trace = tasks.first().map(|task| task.traceparent.as_str());
             let permit = self.permit(tasks).await?;
-            let asked = self.with.bot.read_now(permit, self.with.conversation, trace);
-            let spent = self.unless_halted(asked).await?;
+            let spent = {
+                let asked = pin!(self.with.bot.read_now(permit, self.with.conversation, trace));
+                self.unless_halted(asked).await?
+            };
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
                 Read::Observed(observed) if observed.version.is_some() => return Ok(observed),
@@ -302,8 +313,10 @@ impl Run<'_> {
             let trace = tasks.first().map(|task| task.traceparent.as_str());
             let version = snapshot.version.as_ref();
             let permit = self.permit(tasks).await?;
-            let sent = self.with.bot.write_now(permit, self.with.conversation, body.clone(), version, trace);
-            let spent = self.unless_halted(sent).await?;
+            let spent = {
+                let sent = pin!(self.with.bot.write_now(permit, self.with.conversation, body.clone(), version, trace));
+                self.unless_halted(sent).await?
+            };
             self.charge(spent.requests, spent.waited, spent.took);
             let failure = match spent.answer {
                 Write::Applied { version } => return Ok(Step::Done { version_after: version }),
@@ -337,10 +350,6 @@ impl Run<'_> {
         self.with.bot.config().name.clone()
     }
 
-    fn count_source(&self, source: &'static str) {
-        metrics::counter!(names::VERSION_CACHE, "bot" => self.name(), "source" => source).increment(1);
-    }
-
     fn count(&self, plan: &Plan, tasks: &[Task]) {
         for (fate, task) in plan.fates.iter().zip(tasks) {
             if *fate == Fate::Repeat && task.tried.is_none() {
@@ -351,10 +360,11 @@ impl Run<'_> {
             metrics::counter!(names::TOMBSTONES, "bot" => self.name()).increment(plan.tombstones);
         }
         if let Some(ledger) = &plan.ledger {
-            metrics::histogram!(names::LEDGER_ENTRIES, "bot" => self.name()).record(to_f64(ledger.len()));
+            let meters = self.with.bot.meters();
+            meters.ledger_entries.record(to_f64(ledger.len()));
             let written = plan.changes.last().and_then(|change| change.value.as_ref());
             let bytes = written.map_or(0, |value| value.to_string().len());
-            metrics::histogram!(names::LEDGER_BYTES, "bot" => self.name()).record(to_f64(bytes));
+            meters.ledger_bytes.record(to_f64(bytes));
         }
     }
 
@@ -397,11 +407,17 @@ impl Run<'_> {
     }
 
     /// Waits at the bot's gate, but not beyond the next deadline of a job, nor with new work beyond an order to stop.
-    async fn permit(&self, tasks: &[Task]) -> Result<Permit<'_>, Halt> {
+    async fn permit(&mut self, tasks: &[Task]) -> Result<Permit, Halt> {
+        let begun = self.cost.requests > 0;
+        if self.with.halt.is_cancelled() || (!begun && self.with.stop.is_cancelled()) {
+            return Err(Halt::Interrupted);
+        }
+        if let Some(permit) = self.permit.take().filter(Permit::is_fresh) {
+            return Ok(permit);
+        }
         let now = Timestamp::now();
         let deadlines = tasks.iter().map(|task| task.job.deadline).filter(|deadline| *deadline >= now);
         let left = deadlines.min().map(|deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
-        let begun = self.cost.requests > 0;
         tokio::select! {
             biased;
             () = self.with.halt.cancelled() => Err(Halt::Interrupted),
@@ -411,8 +427,9 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for an answer, but not beyond the deadline of a stop.
-    async fn unless_halted<T>(&self, answer: impl Future<Output = T>) -> Result<T, Halt> {
+    /// Waits for an answer, but not beyond the deadline of a stop. The answer is pinned by the caller: a future that is
+    /// handed over by value is copied.
+    async fn unless_halted<T>(&self, answer: impl Future<Output = T> + Unpin) -> Result<T, Halt> {
         tokio::select! {
             answer = answer => Ok(answer),
             () = self.with.halt.cancelled() => Err(Halt::Interrupted),

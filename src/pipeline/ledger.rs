@@ -13,6 +13,8 @@
 //! Form: `{"v":1,"low":[T,evicted],"a":[[T,base,"hash…hash…"],…],"t":[[T,"hash",generation,"code"],…],"s":[["hash",n],…]}`,
 //! times in seconds since 1970, oldest first; `a` groups the jobs of one PATCH.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
@@ -31,11 +33,12 @@ pub const MAX_SEQUENCES: usize = 64;
 
 const FORMAT: u64 = 1;
 const HASH_CHARS: usize = 12;
+const HASH_BYTES: usize = HASH_CHARS / 4 * 3;
 
 /// A job (or variable) as the ledger names it: 12 characters of base64url over SHA-256, unkeyed, so that every
 /// worker agrees.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mark(String);
+pub struct Mark(Arc<str>);
 
 impl Mark {
     /// The mark of a job.
@@ -54,15 +57,13 @@ impl Mark {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        let mut text = URL_SAFE_NO_PAD.encode(&hash.finalize()[..9]);
-        text.truncate(HASH_CHARS);
-        Self(text)
+        Self(URL_SAFE_NO_PAD.encode(&hash.finalize()[..HASH_BYTES]).into())
     }
 
     /// A mark as it was written.
     #[must_use]
     pub fn from_text(text: String) -> Self {
-        Self(text)
+        Self(text.into())
     }
 
     /// The mark as text.
@@ -301,7 +302,7 @@ fn read(value: &Value) -> Option<Ledger> {
             return None;
         }
         for chars in marks.as_bytes().chunks(HASH_CHARS) {
-            let mark = Mark(std::str::from_utf8(chars).ok()?.to_owned());
+            let mark = Mark(std::str::from_utf8(chars).ok()?.into());
             ledger.records.push(Record { mark, at, kind: Kind::Applied { base: base.clone() } });
         }
     }
@@ -309,11 +310,11 @@ fn read(value: &Value) -> Option<Ledger> {
         let [at, mark, generation, code] = tombstone.as_array()?.as_slice() else { return None };
         let generation = u32::try_from(generation.as_u64()?).ok()?;
         let kind = Kind::GivenUp { generation, code: Reason::parse(code.as_str()?)? };
-        ledger.records.push(Record { mark: Mark(mark.as_str()?.to_owned()), at: at.as_i64()?, kind });
+        ledger.records.push(Record { mark: Mark(mark.as_str()?.into()), at: at.as_i64()?, kind });
     }
     for sequence in list("s")? {
         let [mark, sequence] = sequence.as_array()?.as_slice() else { return None };
-        ledger.sequences.push((Mark(mark.as_str()?.to_owned()), sequence.as_u64()?));
+        ledger.sequences.push((Mark(mark.as_str()?.into()), sequence.as_u64()?));
     }
     // Stable: records of one second keep the order in which they are written.
     ledger.records.sort_by_key(Record::age);

@@ -158,17 +158,18 @@ async fn a_held_lease_is_renewed_and_a_lost_one_is_noticed() {
     let mut redis = commands(&server).await;
     // As if most of its time had passed; only a renewal makes it longer again.
     let _: () = redis.pexpire(&key, 8_000).await.unwrap();
-    within("renewed", async {
+    let working = std::pin::pin!(std::future::pending::<()>());
+    let watched = async {
         while redis.pttl::<_, i64>(&key).await.unwrap() < 8_500 {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
-    })
-    .await;
-    let _: () = redis.set(&key, "another's").await.unwrap();
-    within("lost", async {
+        let _: () = redis.set(&key, "another's").await.unwrap();
         while !lease.is_lost() {
-            tokio::time::sleep(Duration::from_millis(20)).await
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    };
+    within("renewed and lost", async {
+        tokio::select! { () = lease.during(working) => {}, () = watched => {} }
     })
     .await;
     lease.release(Record::Keep, &[]).await;
@@ -193,7 +194,7 @@ async fn two_workers_share_one_budget() {
     other.wait_until(true).await;
     let workers = [Limiter::new(&bot(RATE), link, None), Limiter::new(&bot(RATE), other, None)];
     let start = Instant::now();
-    let calls = (0..100).map(|number: usize| workers[number % 2].acquire());
+    let calls = (0..100).map(|number: usize| workers[number % 2].acquire(1));
     futures_util::future::join_all(calls).await;
     assert!(start.elapsed() >= LEAST(100), "{:?}", start.elapsed());
 }
@@ -204,7 +205,7 @@ async fn changing_over_between_redis_and_the_process_adds_no_budget() {
     let limiter = Limiter::new(&bot(RATE), Arc::clone(&link), None);
     let take = async |number: u32| {
         for _ in 0..number {
-            limiter.acquire().await;
+            limiter.acquire(1).await;
         }
     };
     let start = Instant::now();
@@ -242,7 +243,7 @@ async fn bots_of_one_source_share_its_budget_over_workers_and_without_redis() {
         [limiter(one, &alone, &absent), limiter(two, &alone, &absent)],
     ] {
         let start = Instant::now();
-        futures_util::future::join_all((0..41).map(|number: usize| limiters[number % 2].acquire())).await;
+        futures_util::future::join_all((0..41).map(|number: usize| limiters[number % 2].acquire(1))).await;
         // Two at once, and then one in each nineteenth of a second.
         assert!(start.elapsed() >= Duration::from_micros(39 * 52_632), "{:?}", start.elapsed());
     }
@@ -258,7 +259,7 @@ async fn a_pause_holds_all_workers_and_a_shorter_one_does_not_end_it() {
     one.pause(Duration::from_millis(400)).await;
     one.pause(Duration::from_millis(10)).await;
     assert!(one.paused_until().is_some());
-    futures_util::future::join(one.acquire(), two.acquire()).await;
+    futures_util::future::join(one.acquire(1), two.acquire(1)).await;
     assert!(start.elapsed() >= Duration::from_millis(395), "{:?}", start.elapsed());
     assert_eq!((one.paused_until(), two.paused_until()), (None, None));
 }

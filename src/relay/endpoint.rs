@@ -7,6 +7,7 @@
 //! queue, and one that failed goes back there and keeps the gate shut until its next try is due.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -179,7 +180,7 @@ impl Courier {
                 return None;
             };
             self.pace().count(now);
-            tries.spawn(self.clone().handle(incoming, pass, slot));
+            tries.spawn(Box::pin(self.clone().handle(incoming, pass, slot)));
         }
         None
     }
@@ -313,8 +314,9 @@ struct Tries {
 }
 
 impl Tries {
-    /// A try that is abandoned drops its receipt, and so gives its event back.
-    fn spawn(&self, attempt: impl Future<Output = ()> + Send + 'static) {
+    /// A try that is abandoned drops its receipt, and so gives its event back. Boxed: a future that is handed over by
+    /// value is copied at each step.
+    fn spawn(&self, attempt: Pin<Box<impl Future<Output = ()> + Send + 'static>>) {
         let abandon = self.abandon.clone();
         self.tracker.spawn(async move {
             let _ended = abandon.run_until_cancelled(attempt).await;

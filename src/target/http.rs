@@ -6,6 +6,7 @@
 //! after 5 s, and a request that meets the close cannot be told from one that was applied.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -19,7 +20,7 @@ use super::token::Tokens;
 use super::{Detail, Failure};
 use crate::config::{self, show_host};
 use crate::job::Version;
-use crate::metrics as names;
+use crate::metrics::{Purpose, RequestMeters};
 
 /// How long an unused connection is kept: under Node's 5 s.
 const IDLE: Duration = Duration::from_secs(4);
@@ -33,7 +34,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The client of one bot.
 #[derive(Debug)]
 pub(super) struct Http {
-    bot: String,
+    meters: Arc<RequestMeters>,
     client: reqwest::Client,
     timeout: Duration,
     answer_limit: usize,
@@ -45,28 +46,6 @@ pub(super) struct Http {
 enum Credentials {
     Bearer(Box<Tokens>),
     ApiKey(HeaderValue),
-}
-
-/// What a request is for, as metrics name it.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Purpose {
-    Read,
-    Write,
-    Token,
-}
-
-impl Purpose {
-    /// Counts a request that ended: with an HTTP status, or with what kept one from coming.
-    pub fn count(self, bot: &str, status: &str, took: Duration) {
-        let operation = match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Token => "token",
-        };
-        let (bot, status) = (bot.to_owned(), status.to_owned());
-        metrics::histogram!(names::REQUEST_SECONDS, "bot" => bot.clone(), "operation" => operation).record(took);
-        metrics::counter!(names::REQUESTS, "bot" => bot, "operation" => operation, "status" => status).increment(1);
-    }
 }
 
 /// A request without its credentials: it can be sent again.
@@ -122,15 +101,16 @@ impl Http {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(bot.concurrency.into())
             .build()?;
+        let meters = Arc::new(RequestMeters::new(&bot.name));
         let credentials = match bot.api_key.as_ref().and_then(|key| HeaderValue::from_str(key.expose_secret()).ok()) {
             Some(mut key) if bot.dialect == config::Dialect::CognigyV2 => {
                 key.set_sensitive(true);
                 Credentials::ApiKey(key)
             }
-            _ => Credentials::Bearer(Box::new(Tokens::new(client.clone(), bot))),
+            _ => Credentials::Bearer(Box::new(Tokens::new(client.clone(), bot, Arc::clone(&meters)))),
         };
         Ok(Self {
-            bot: bot.name.clone(),
+            meters,
             client,
             timeout: bot.request_timeout,
             // The context may hold more than one payload wrote.
@@ -174,13 +154,13 @@ impl Http {
         let response = match builder.send().await {
             Ok(response) => response,
             Err(error) => {
-                request.purpose.count(&self.bot, unanswered(&error), sent.elapsed());
+                self.meters.count(request.purpose, unanswered(&error), sent.elapsed());
                 return Err(self.not_answered(&error));
             }
         };
         let limit = if response.status().is_success() { self.answer_limit } else { ERROR_LIMIT };
         let answer = read_answer(response, limit).await;
-        request.purpose.count(&self.bot, answer.status.as_str(), sent.elapsed());
+        self.meters.count(request.purpose, answer.status.as_str(), sent.elapsed());
         Ok(answer)
     }
 

@@ -8,6 +8,7 @@
 //! The end point's answer decides whose fault a failure is: 4xx means that our credentials are wrong, anything
 //! else that it is down.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -19,9 +20,10 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::answer::{Answer, BodyEnd, retry_after};
-use super::http::{ERROR_LIMIT, Purpose, detail, now, read_answer, root_cause, unanswered};
+use super::http::{ERROR_LIMIT, detail, now, read_answer, root_cause, unanswered};
 use super::{Detail, Failure};
 use crate::config::{self, Dialect, show_host};
+use crate::metrics::{Purpose, RequestMeters};
 
 /// What the contract asks for.
 const SCOPE: &str = "context:write conversation:read";
@@ -39,7 +41,7 @@ pub(super) struct Token {
 /// The tokens of one bot.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    bot: String,
+    meters: Arc<RequestMeters>,
     client: reqwest::Client,
     url: Url,
     client_id: String,
@@ -59,9 +61,9 @@ struct State {
 
 impl Tokens {
     /// Sets up the tokens of a bot; nothing is asked for yet.
-    pub fn new(client: reqwest::Client, bot: &config::Bot) -> Self {
+    pub fn new(client: reqwest::Client, bot: &config::Bot, meters: Arc<RequestMeters>) -> Self {
         Self {
-            bot: bot.name.clone(),
+            meters,
             client,
             url: bot.token_url.clone(),
             client_id: bot.client_id.clone(),
@@ -133,7 +135,7 @@ impl Tokens {
         match request.form(&form).send().await {
             Ok(response) => {
                 let answer = read_answer(response, ERROR_LIMIT).await;
-                Purpose::Token.count(&self.bot, answer.status.as_str(), sent.elapsed());
+                self.meters.count(Purpose::Token, answer.status.as_str(), sent.elapsed());
                 read(&answer).map_err(|failure| {
                     let wait = (answer.status == StatusCode::TOO_MANY_REQUESTS)
                         .then(|| retry_after(&answer.headers, now()))
@@ -142,7 +144,7 @@ impl Tokens {
                 })
             }
             Err(error) => {
-                Purpose::Token.count(&self.bot, unanswered(&error), sent.elapsed());
+                self.meters.count(Purpose::Token, unanswered(&error), sent.elapsed());
                 let host = show_host(self.url.as_str());
                 Err((Failure::NotSent(detail(format!("no token from {host}: {}", root_cause(&error)))), None))
             }

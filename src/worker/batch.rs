@@ -1,9 +1,8 @@
 //! One batch of one conversation from lease to settlement: lease → ladder → execute → release → publish → settle.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
@@ -13,7 +12,7 @@ use super::envelope::Envelope;
 use super::outbox::Outbox;
 use super::recent::Recent;
 use super::settle::Work;
-use crate::bot::Bot;
+use crate::bot::{Bot, Permit};
 use crate::broker::header;
 use crate::config;
 use crate::job::ConversationId;
@@ -60,19 +59,33 @@ pub struct Context {
 /// Messages that stay unsettled: we are stopping, and they go back to their queue with the channel.
 pub type Unsettled = Vec<Envelope>;
 
+/// What is left of a batch.
+#[derive(Debug)]
+pub struct Finished {
+    /// What is to be remembered of the conversation.
+    pub memory: Memory,
+    /// The permit, where no request was needed.
+    pub permit: Option<Permit>,
+    /// What stays unsettled.
+    pub unsettled: Unsettled,
+}
+
 impl Context {
-    /// Works on the first jobs of a lane. Returns what is to be remembered of the conversation.
+    /// Works on the first jobs of a lane; `permit` is for the first request.
     pub async fn work(
         &self,
         conversation: &ConversationId,
         batch: Vec<Held>,
         mut memory: Memory,
-    ) -> (Memory, Unsettled) {
+        permit: Permit,
+    ) -> Finished {
+        let mut permit = Some(permit);
+        let meters = self.bot.meters();
         let started = Instant::now();
         let config = self.bot.config();
         let contention = if has_precondition(config.dialect) { Contention::GoOn } else { Contention::WaitOut };
         for held in &batch {
-            self.stage("lane", started.saturating_duration_since(held.envelope.received));
+            meters.lane.record(started.saturating_duration_since(held.envelope.received));
         }
         let marks = batch.iter().map(|held| &held.task.mark).collect::<Vec<_>>();
         let lease = lease::acquire(&self.redis, &config.name, conversation, contention, &marks).await;
@@ -81,8 +94,11 @@ impl Context {
         let batch = self.let_follow(conversation, &lease, batch, &mut unsettled).await;
         let (mut tasks, envelopes): (Vec<_>, Vec<_>) = batch.into_iter().map(|held| (held.task, held.envelope)).unzip();
         let begun = Instant::now();
-        let (endings, cost) = self.execute(conversation, &lease, &mut tasks, &mut memory).await;
-        self.stage("execute", begun.elapsed());
+        let (endings, cost) = {
+            let working = pin!(self.execute(conversation, &lease, &mut tasks, &mut memory, &mut permit));
+            lease.during(working).await
+        };
+        meters.execute.record(begun.elapsed());
         let on_ladder = self.ladder.concerns(&config.name, conversation, &lease);
         let version = memory.version_without_ledger().cloned();
         let record = match &version {
@@ -110,9 +126,9 @@ impl Context {
         } else {
             tokio::join!(release, self.settle(conversation, tasks, envelopes, endings, work)).1
         };
-        self.stage("publish", begun.elapsed());
+        meters.publish.record(begun.elapsed());
         unsettled.extend(left);
-        (memory, unsettled)
+        Finished { memory, permit, unsettled }
     }
 
     /// Jobs that have others before them on the ladder follow these onto their rung; the rest is worked on.
@@ -135,7 +151,9 @@ impl Context {
             match follows {
                 Some(rung) => {
                     let attempts = held.task.attempts;
-                    unsettled.extend(self.climb(conversation, held.task, held.envelope, rung, attempts).await);
+                    // Rare and large: boxed, so that the usual path needs no room for it.
+                    let climbing = Box::pin(self.climb(conversation, held.task, held.envelope, rung, attempts));
+                    unsettled.extend(climbing.await);
                 }
                 None => rest.push(held),
             }
@@ -151,6 +169,7 @@ impl Context {
         lease: &ConversationLease,
         tasks: &mut [Task],
         memory: &mut Memory,
+        permit: &mut Option<Permit>,
     ) -> (Vec<Ending>, Cost) {
         let mut endings = Vec::with_capacity(tasks.len());
         let mut cost = Cost::default();
@@ -172,12 +191,12 @@ impl Context {
                 .map_or(rest.len(), |at| at + 1);
             let count = batch_len(rest[..known].iter().map(|task| &task.job)).max(1);
             let together = &mut rest[..count];
-            match self.guarded(conversation, lease, together, memory, &mut cost).await {
+            match self.guarded(conversation, lease, together, memory, permit, &mut cost).await {
                 Some(ended) => endings.extend(ended),
                 None => {
                     for task in together {
                         let alone = std::slice::from_mut(task);
-                        match self.guarded(conversation, lease, alone, memory, &mut cost).await {
+                        match self.guarded(conversation, lease, alone, memory, permit, &mut cost).await {
                             Some(ended) => endings.extend(ended),
                             None => endings.push(panicked(&alone[0])),
                         }
@@ -194,6 +213,7 @@ impl Context {
         lease: &ConversationLease,
         tasks: &mut [Task],
         memory: &mut Memory,
+        permit: &mut Option<Permit>,
         cost: &mut Cost,
     ) -> Option<Vec<Ending>> {
         let executor = Executor {
@@ -205,7 +225,7 @@ impl Context {
             stop: &self.stop,
             halt: &self.halt,
         };
-        let run = AssertUnwindSafe(executor.run(tasks, memory)).catch_unwind().await;
+        let run = AssertUnwindSafe(executor.run(tasks, memory, permit)).catch_unwind().await;
         match run {
             Ok((endings, spent)) => {
                 cost.add(spent);
@@ -232,21 +252,16 @@ impl Context {
         Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
     }
 
-    fn stage(&self, stage: &'static str, time: Duration) {
-        let bot = self.bot.config().name.clone();
-        metrics::histogram!(names::STAGE_SECONDS, "bot" => bot, "stage" => stage).record(time);
-    }
-
     fn count_lease(&self, lease: &ConversationLease) {
-        let bot = self.bot.config().name.clone();
-        self.stage("lease", lease.waited());
-        metrics::histogram!(names::LEASE_WAIT_SECONDS, "bot" => bot.clone()).record(lease.waited());
+        let meters = self.bot.meters();
+        meters.lease.record(lease.waited());
+        meters.lease_wait.record(lease.waited());
         let why = match lease.hold() {
             Hold::Held => return,
             Hold::HeldByAnother => "held",
             Hold::RedisAway => "redis_away",
         };
-        metrics::counter!(names::LEASES_WITHOUT, "bot" => bot, "why" => why).increment(1);
+        metrics::counter!(names::LEASES_WITHOUT, "bot" => self.bot.config().name.clone(), "why" => why).increment(1);
     }
 }
 

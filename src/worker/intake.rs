@@ -2,6 +2,9 @@
 //! while the bot may work.
 //!
 //! One task owns lanes and memories, so nothing here is locked. Rules:
+//! - A batch is taken from its lane when its first request may go, not before: what comes while the budget is waited
+//!   for still rides along, and whose turn it is is decided last. So permits are bought here, as many as there are
+//!   lanes that are ready, in one go; a batch that needed none gives its permit to the next one.
 //! - While the bot is held (breaker open, paused) nothing is started and nothing is returned: the prefetch window
 //!   bounds what waits. Only after ten minutes everything goes back, in order, until the bot may work again.
 //! - A connection that breaks takes its unsettled messages back; batches under way go on, and their lanes stay
@@ -13,26 +16,30 @@
 //!   the rest back in one step and in order, and only then lets a standby have them.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::batch::{Context, Held, Unsettled};
+use super::batch::{Context, Finished, Held, Unsettled};
 use super::envelope::Envelope;
 use super::memories::Memories;
 use super::seat::Seat;
 use super::watchdog::{Alarm, Waiting, Watchdog};
 use crate::admin::{Condition, Health};
+use crate::bot::Permit;
 use crate::broker::{self, Broker, Incoming, Options, Subscription};
 use crate::job::{ConversationId, Job};
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, Pace};
+use crate::limiter::gcra::Budget;
 use crate::metrics as names;
 use crate::pipeline::endings::Task;
-use crate::pipeline::memory::Memory;
 use crate::pipeline::plan;
 use crate::pipeline::validate::{Invalid, Source, validate};
 use crate::pipeline::verdict::{Reason, Rejection};
@@ -41,6 +48,12 @@ use crate::target;
 
 /// How long messages are held for a bot that may not work.
 const HOLD_AT_MOST: Duration = Duration::from_secs(600);
+/// One conversation gets this part of the bot's budget of requests while its batches are not full …
+const SHARE_OF_ONE: u32 = 10;
+/// … after this many requests without a pause …
+const AT_ONCE: u32 = 3;
+/// … and never waits longer than this for its next one, however small the budget.
+const REST_AT_MOST: Duration = Duration::from_millis(100);
 /// How often the watchdog looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -56,17 +69,30 @@ pub struct Intake {
     lanes: Lanes<ConversationId, Held>,
     memories: Memories,
     running: JoinSet<Done>,
+    /// Permits for the next batches, and those that are being bought.
+    permits: Vec<Permit>,
+    buying: Option<Purchase>,
     /// Batches under way, and the jobs in them.
     batches: usize,
     jobs: usize,
     /// Since when the bot may not work although there is work.
     held_since: Option<Instant>,
+    /// What [`Self::health`] was told last of why no work is started.
+    told: Option<Option<&'static str>>,
+}
+
+struct Purchase(BoxFuture<'static, Vec<Permit>>);
+
+impl fmt::Debug for Purchase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Purchase")
+    }
 }
 
 /// What a task of ours leaves behind.
 #[derive(Debug)]
 enum Done {
-    Batch(ConversationId, Box<Memory>, usize, Unsettled),
+    Batch { conversation: ConversationId, jobs: usize, finished: Box<Finished> },
     Rejection(Option<Box<Envelope>>),
 }
 
@@ -90,6 +116,9 @@ impl Intake {
     #[must_use]
     pub fn new(context: Arc<Context>, broker: Broker, seat: Arc<Seat>, watchdog: Watchdog, health: Health) -> Self {
         let part = format!("bot {}", seat.bot);
+        let bot = context.bot.config();
+        let budget = Budget::new(bot.requests_per_second, bot.burst);
+        let turns = budget.share(SHARE_OF_ONE, AT_ONCE).no_slower_than(REST_AT_MOST);
         Self {
             context,
             broker,
@@ -97,12 +126,15 @@ impl Intake {
             watchdog,
             health,
             part,
-            lanes: Lanes::default(),
+            lanes: Lanes::new(Pace { turns, full: plan::MAX_BATCH }, Instant::now()),
             memories: Memories::default(),
             running: JoinSet::new(),
+            permits: Vec::new(),
+            buying: None,
             batches: 0,
             jobs: 0,
             held_since: None,
+            told: None,
         }
     }
 
@@ -184,6 +216,7 @@ impl Intake {
             let holding = self.context.bot.holding();
             self.seat.set_held(holding.is_some());
             self.tell_health(holding.map(|holding| holding.why.as_str()));
+            self.lanes.wake(Instant::now());
             match holding {
                 None => {
                     self.held_since = None;
@@ -193,14 +226,15 @@ impl Intake {
                     }
                 }
                 Some(_) => {
+                    self.return_permits();
                     let since = *self.held_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > HOLD_AT_MOST {
                         return End::HeldTooLong;
                     }
                 }
             }
-            metrics::gauge!(names::JOBS_HELD, "bot" => self.seat.bot.clone()).set(to_f64(self.held()));
-            let until = holding.map_or_else(Instant::now, |holding| holding.until);
+            self.context.bot.meters().jobs_held.set(to_f64(self.held()));
+            let until = holding.map(|holding| holding.until).or_else(|| self.lanes.wakes_at());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return End::Stop,
@@ -210,7 +244,11 @@ impl Intake {
                     Some(incoming) => self.accept(incoming),
                     None => return End::Gone,
                 },
-                () = sleep_until(until), if holding.is_some() => {}
+                permits = bought(&mut self.buying), if self.buying.is_some() => {
+                    self.buying = None;
+                    self.permits.extend(permits);
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
                 _ = looks.tick() => match self.watchdog.look(self.waiting(holding.is_some()), Instant::now()) {
                     None => {}
                     Some(Alarm::Rebuild) => return End::Stalled,
@@ -239,7 +277,10 @@ impl Intake {
         std::process::exit(1);
     }
 
-    fn tell_health(&self, held: Option<&str>) {
+    fn tell_health(&mut self, held: Option<&'static str>) {
+        if self.told.replace(held) == Some(held) {
+            return;
+        }
         let condition = match held {
             None => Condition::Ready,
             Some(why) => Condition::Degraded(format!("no work is started: {why}")),
@@ -258,7 +299,7 @@ impl Intake {
         }
         let message = &envelope.message;
         if let Some(age) = message.timestamp().and_then(|at| Duration::try_from(now.duration_since(at)).ok()) {
-            metrics::histogram!(names::QUEUE_AGE_SECONDS, "bot" => config.name.clone()).record(age);
+            self.context.bot.meters().queue_age.record(age);
         }
         let source = Source {
             body: &message.body,
@@ -279,7 +320,7 @@ impl Intake {
                     uncertain: envelope.is_uncertain(),
                     ..Task::new(job, &config.name, envelope.traceparent.clone())
                 };
-                self.lanes.push(task.job.conversation.clone(), Held { task, envelope });
+                self.lanes.push(Instant::now(), task.job.conversation.clone(), Held { task, envelope });
             }
             Err(invalid) => {
                 let context = Arc::clone(&self.context);
@@ -289,33 +330,56 @@ impl Intake {
         }
     }
 
+    /// Starts a batch for each permit at hand, and buys permits where lanes are left.
     fn start_batches(&mut self) {
         let concurrency = usize::from(self.context.bot.config().concurrency);
-        let first_jobs = |waiting: &VecDeque<Held>| plan::batch_len(waiting.iter().map(|held| &held.task.job));
-        while self.batches < concurrency
-            && let Some((conversation, batch)) = self.lanes.next(first_jobs)
-        {
-            self.batches += 1;
-            let context = Arc::clone(&self.context);
-            let (memory, jobs) = (self.memories.take(&conversation), batch.len());
-            self.jobs += jobs;
-            metrics::histogram!(names::BATCH_JOBS, "bot" => context.bot.config().name.clone())
-                .record(to_f64(batch.len()));
-            self.running.spawn(async move {
-                let (memory, unsettled) = context.work(&conversation, batch, memory).await;
-                Done::Batch(conversation, Box::new(memory), jobs, unsettled)
-            });
+        while self.batches < concurrency && self.lanes.ready() > 0 {
+            let Some(permit) = self.permits.pop() else {
+                let (bot, wanted) = (&self.context.bot, self.lanes.ready().min(concurrency - self.batches));
+                let purchase = || {
+                    let bot = Arc::clone(bot);
+                    Purchase(async move { bot.permits(wanted).await }.boxed())
+                };
+                self.buying.get_or_insert_with(purchase);
+                return;
+            };
+            if permit.is_fresh() {
+                self.start_batch(permit);
+            }
         }
+        self.permits.clear();
+    }
+
+    fn start_batch(&mut self, permit: Permit) {
+        let first_jobs = |waiting: &VecDeque<Held>| plan::batch_len(waiting.iter().map(|held| &held.task.job));
+        let Some((conversation, batch)) = self.lanes.next(Instant::now(), first_jobs) else { return };
+        let (context, memory, jobs) = (Arc::clone(&self.context), self.memories.take(&conversation), batch.len());
+        self.batches += 1;
+        self.jobs += jobs;
+        context.bot.meters().batch_jobs.record(to_f64(jobs));
+        // Boxed once, instead of copied at each step of the way into the runtime.
+        self.running.spawn(Box::pin(async move {
+            let finished = Box::new(context.work(&conversation, batch, memory, permit).await);
+            Done::Batch { conversation, jobs, finished }
+        }));
+    }
+
+    /// Nothing is started for now: places in the budget that were bought are given up.
+    fn return_permits(&mut self) {
+        self.buying = None;
+        self.permits.clear();
     }
 
     fn done(&mut self, done: Result<Done, tokio::task::JoinError>) -> Unsettled {
         self.watchdog.progress(Instant::now());
         match done {
-            Ok(Done::Batch(conversation, memory, jobs, unsettled)) => {
+            Ok(Done::Batch { conversation, jobs, finished }) => {
+                let Finished { memory, permit, unsettled } = *finished;
                 self.batches = self.batches.saturating_sub(1);
                 self.jobs = self.jobs.saturating_sub(jobs);
-                self.lanes.done(&conversation);
-                self.memories.put(conversation, *memory);
+                self.lanes.done(Instant::now(), &conversation);
+                self.memories.put(conversation, memory);
+                self.permits.extend(permit);
                 unsettled
             }
             Ok(Done::Rejection(envelope)) => envelope.into_iter().map(|envelope| *envelope).collect(),
@@ -338,7 +402,9 @@ impl Intake {
         };
         tracing::info!(queue = self.seat.queue, waiting = self.lanes.waiting(), under_way = self.batches, "{text}");
         self.health.set(&self.part, Condition::NotReady(text.to_owned()));
+        self.told = None;
         self.seat.leave();
+        self.return_permits();
         let waiting = self.lanes.clear();
         if matches!(end, End::Stop | End::GivenUp) {
             while let Some(done) = self.running.join_next().await {
@@ -353,6 +419,13 @@ impl Intake {
         while let Some(done) = self.running.join_next().await {
             drop(self.done(done));
         }
+    }
+}
+
+async fn bought(purchase: &mut Option<Purchase>) -> Vec<Permit> {
+    match purchase {
+        Some(Purchase(permits)) => permits.await,
+        None => std::future::pending().await,
     }
 }
 

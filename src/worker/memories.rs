@@ -59,7 +59,9 @@ mod tests {
     use super::*;
 
     fn conversation(number: usize) -> ConversationId {
-        ConversationId::new(&format!("conv_{number:x}"), &regex::Regex::new(".").unwrap()).unwrap()
+        static PATTERN: std::sync::LazyLock<regex::Regex> =
+            std::sync::LazyLock::new(|| regex::Regex::new(".").unwrap());
+        ConversationId::new(&format!("conv_{number:x}"), &PATTERN).unwrap()
     }
 
     #[test]

@@ -26,6 +26,14 @@ pub struct Outbox {
     give_up: CancellationToken,
 }
 
+/// An outcome that was handed to the publisher.
+#[derive(Debug)]
+#[must_use = "its confirm must be waited for before its job is acknowledged"]
+pub struct Event {
+    key: String,
+    sealed: Sealed,
+}
+
 /// It was not confirmed before we had to give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the broker did not confirm a message before the deadline")]
@@ -45,25 +53,37 @@ impl Outbox {
         Self { publisher, names, writer, digest_key, give_up }
     }
 
-    /// Publishes an outcome as the next event of the audit chain: its place in the chain, and in the stream, is
-    /// taken when this is first polled.
-    ///
-    /// # Errors
-    /// [`Unconfirmed`].
-    pub async fn outcome(&self, bot: &Bot, outcome: &Outcome) -> Result<(), Unconfirmed> {
+    /// Hands an outcome to the publisher, as the next event of the audit chain: its place in the chain, and in the
+    /// stream, is taken here.
+    pub fn hand_over(&self, bot: &Bot, outcome: &Outcome) -> Event {
         let (exchange, key) = (self.names.outcomes(), format!("{}.{}", bot.name, outcome.verdict.as_str()));
+        let event = outcome.event(bot, &self.digest_key);
+        let id = event.id().to_owned();
         let in_message = |body: String| {
             Message::new(body)
                 .with_content_type(outcome::CONTENT_TYPE)
-                .with_message_id(&outcome.id(bot).to_string())
+                .with_message_id(&id)
                 .with_type(outcome::TYPE)
                 .with_timestamp(outcome.time)
                 .with_text(header::TRACEPARENT, &outcome.traceparent)
         };
-        let event = outcome.event(bot, &self.digest_key);
-        let Sealed { message, confirm, checkpoint } =
-            self.writer.hand_over(&exchange, &key, event, in_message, Mandatory::No);
-        self.see_through(&exchange, &key, &message, Mandatory::No, confirm).await?;
+        let sealed = self.writer.hand_over(&exchange, &key, |link| event.linked(link), in_message, Mandatory::No);
+        Event { key, sealed }
+    }
+
+    /// Waits for the confirm of an outcome that was handed over.
+    ///
+    /// # Errors
+    /// [`Unconfirmed`].
+    pub async fn confirmed(&self, event: Event) -> Result<(), Unconfirmed> {
+        let Event { key, sealed: Sealed { message, confirm, checkpoint } } = event;
+        match self.first_answer(confirm).await? {
+            Ok(()) => {}
+            Err(error) => {
+                let exchange = self.names.outcomes();
+                Box::pin(self.again(&exchange, &key, &message, Mandatory::No, error)).await?;
+            }
+        }
         if let Some(checkpoint) = checkpoint {
             tokio::select! {
                 confirmed = checkpoint.wait() => if let Err(error) = confirmed {
@@ -109,27 +129,31 @@ impl Outbox {
         mandatory: Mandatory,
     ) -> Result<(), Unconfirmed> {
         let confirm = self.publisher.hand_over(exchange, key, message, mandatory);
-        self.see_through(exchange, key, message, mandatory, confirm).await
+        match self.first_answer(confirm).await? {
+            Ok(()) => Ok(()),
+            Err(error) => self.again(exchange, key, message, mandatory, error).await,
+        }
     }
 
-    /// Waits for the confirm of a message that was handed over; publishes it again where that is needed.
-    async fn see_through(
+    /// The broker's answer to what was handed over, unless we give up before.
+    async fn first_answer(&self, confirm: Confirm) -> Result<Result<(), PublishError>, Unconfirmed> {
+        tokio::select! {
+            answer = confirm.wait() => Ok(answer),
+            () = self.give_up.cancelled() => Err(Unconfirmed),
+        }
+    }
+
+    /// Publishes again what was not confirmed, until it is.
+    async fn again(
         &self,
         exchange: &str,
         key: &str,
         message: &Message,
         mandatory: Mandatory,
-        mut confirm: Confirm,
+        mut error: PublishError,
     ) -> Result<(), Unconfirmed> {
         let mut said = false;
         for delay in retry::reconnect_delays() {
-            let error = tokio::select! {
-                result = confirm.wait() => match result {
-                    Ok(()) => return Ok(()),
-                    Err(error) => error,
-                },
-                () = self.give_up.cancelled() => return Err(Unconfirmed),
-            };
             // A queue that is gone is declared anew with the next connection; until then nothing may be lost.
             let lasting = !error.is_transient();
             if lasting || !said {
@@ -140,7 +164,10 @@ impl Outbox {
                 () = tokio::time::sleep(if lasting { Duration::from_secs(1) } else { delay }) => {}
                 () = self.give_up.cancelled() => return Err(Unconfirmed),
             }
-            confirm = self.publisher.hand_over(exchange, key, message, mandatory);
+            match self.first_answer(self.publisher.hand_over(exchange, key, message, mandatory)).await? {
+                Ok(()) => return Ok(()),
+                Err(next) => error = next,
+            }
         }
         Err(Unconfirmed)
     }

@@ -49,7 +49,9 @@ mod tests {
     use crate::pipeline::verdict::{Reason, Rejection};
 
     fn mark(name: &str) -> Mark {
-        let conversation = ConversationId::new("c", &regex::Regex::new("c").unwrap()).unwrap();
+        static PATTERN: std::sync::LazyLock<regex::Regex> =
+            std::sync::LazyLock::new(|| regex::Regex::new("c").unwrap());
+        let conversation = ConversationId::new("c", &PATTERN).unwrap();
         Mark::of_job("default", &conversation, &JobId::new(name).unwrap())
     }
 

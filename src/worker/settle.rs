@@ -53,20 +53,21 @@ impl Context {
                     // All of a batch go onto the rung of the first, so that they keep their order.
                     let rung = *rung.get_or_insert_with(|| self.rung(&task));
                     let attempts = task.attempts + 1;
-                    unsettled.extend(self.climb(conversation, task, envelope, rung, attempts).await);
+                    // Rare and large: boxed, so that the usual path needs no room for it.
+                    unsettled.extend(Box::pin(self.climb(conversation, task, envelope, rung, attempts)).await);
                 }
             }
         }
         // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
         // conversation's jobs, so that doing it again ends as it ended.
-        let mut published = verdicts.into_iter().map(|verdict| self.publish(verdict)).collect::<FuturesOrdered<_>>();
+        let published = verdicts.into_iter().map(|verdict| self.publish(verdict));
+        let mut published = published.collect::<FuturesOrdered<_>>();
         let mut unbroken = true;
         while let Some((envelope, confirmed)) = published.next().await {
             unbroken &= confirmed.is_ok();
             match confirmed {
                 Ok(()) if unbroken => {
-                    let bot = self.bot.config().name.clone();
-                    metrics::histogram!(names::JOB_SECONDS, "bot" => bot).record(envelope.received.elapsed());
+                    self.bot.meters().job.record(envelope.received.elapsed());
                     // Where the channel is gone the job comes again, and gets this verdict again.
                     let _ = envelope.receipt.ack().await;
                 }
@@ -185,8 +186,8 @@ impl Context {
     }
 
     fn tell(&self, outcome: Outcome, envelope: Envelope, last_status: Option<u16>) -> Told {
-        let bot = self.bot.config().name.clone();
-        metrics::counter!(names::JOBS, "bot" => bot.clone(), "verdict" => outcome.verdict.as_str()).increment(1);
+        let bot = &self.bot.config().name;
+        self.bot.meters().count_verdict(&outcome.verdict);
         let letter = outcome.verdict.rejection().map(|rejection| {
             metrics::counter!(names::JOB_REASONS, "bot" => bot.clone(), "reason" => rejection.code.as_str())
                 .increment(1);
@@ -233,21 +234,26 @@ impl Context {
         }
     }
 
-    /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged.
-    async fn publish(&self, told: Told) -> (Envelope, Result<(), Unconfirmed>) {
+    /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged. The outcome is handed to
+    /// the publisher at once, before the future is polled.
+    fn publish(&self, told: Told) -> impl Future<Output = (Envelope, Result<(), Unconfirmed>)> {
         let Told { outcome, letter, envelope } = told;
-        let config = self.bot.config();
-        let confirmed = async {
-            self.outbox.outcome(config, &outcome).await?;
-            if let Some(letter) = &letter {
-                self.outbox.dead_letter(letter).await?;
-                let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
-                metrics::counter!(names::DEAD_LETTERS, "bot" => config.name.clone(), "reason" => reason).increment(1);
-            }
-            Ok(())
-        };
-        let confirmed = confirmed.await;
-        (envelope, confirmed)
+        let event = self.outbox.hand_over(self.bot.config(), &outcome);
+        async move {
+            let confirmed = match (self.outbox.confirmed(event).await, letter) {
+                (Ok(()), Some(letter)) => Box::pin(self.publish_letter(letter)).await,
+                (confirmed, _) => confirmed,
+            };
+            (envelope, confirmed)
+        }
+    }
+
+    async fn publish_letter(&self, letter: Message) -> Result<(), Unconfirmed> {
+        self.outbox.dead_letter(&letter).await?;
+        let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
+        let bot = self.bot.config().name.clone();
+        metrics::counter!(names::DEAD_LETTERS, "bot" => bot, "reason" => reason).increment(1);
+        Ok(())
     }
 }
 

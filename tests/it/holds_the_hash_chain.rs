@@ -93,7 +93,8 @@ async fn what_is_sealed_side_by_side_is_in_the_stream_in_the_order_of_the_chain(
         tokio::spawn(async move {
             for number in 0..EVENTS / 8 {
                 let event = json!({"id": format!("{task}-{number}")}).as_object().unwrap().clone();
-                let sealed = writer.hand_over(&exchange, "default.applied", event, Message::new, Mandatory::No);
+                let sealed =
+                    writer.hand_over(&exchange, "default.applied", |link| link.of(event), Message::new, Mandatory::No);
                 // Some wait for their confirm, most go on: other tasks get in between either way.
                 if number % 16 == 0 {
                     sealed.confirm.wait().await.unwrap();

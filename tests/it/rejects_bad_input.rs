@@ -105,19 +105,14 @@ async fn every_fault_of_a_message_has_its_code_and_the_worker_goes_on() {
         if !pointer.is_empty() && outcome.pointer() != pointer {
             faults.push(format!("{name}: pointer {pointer} expected, got {:?}", outcome.pointer()));
         }
-        let letter = world.dead_letters().await.into_iter().find(|letter| letter.body == body);
-        match letter {
-            None => faults.push(format!("{name}: no dead letter with the untouched body")),
-            Some(letter) => {
-                let told = (letter.header("x-reason"), letter.header("x-certainty"), letter.header("their-own"));
-                if told != (code, "not_applied", "kept") {
-                    faults.push(format!("{name}: the dead letter says {told:?}"));
-                }
-                for header in ["x-reason-text", "x-first-seen"] {
-                    if letter.header(header).is_empty() {
-                        faults.push(format!("{name}: the dead letter has no {header}"));
-                    }
-                }
+        let letter = world.expect_dead_letter(&body).await;
+        let told = (letter.header("x-reason"), letter.header("x-certainty"), letter.header("their-own"));
+        if told != (code, "not_applied", "kept") {
+            faults.push(format!("{name}: the dead letter says {told:?}"));
+        }
+        for header in ["x-reason-text", "x-first-seen"] {
+            if letter.header(header).is_empty() {
+                faults.push(format!("{name}: the dead letter has no {header}"));
             }
         }
     }

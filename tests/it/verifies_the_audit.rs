@@ -88,7 +88,7 @@ async fn a_copy_is_the_stream_byte_for_byte_and_every_change_of_it_is_named() {
     worker.terminate();
     worker.wait_exit().await;
     let lines = exported(&world, 7).await;
-    let sent = world.outcomes().await.iter().map(|outcome| outcome.event.to_string()).collect::<Vec<_>>();
+    let sent = world.outcomes().await.iter().map(|outcome| outcome.body.clone()).collect::<Vec<_>>();
     assert_eq!(lines[..6], sent);
 
     let directory = world.directory("audit");

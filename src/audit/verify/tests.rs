@@ -19,9 +19,8 @@ fn bodies(writer: &str, count: u64, signed: &[u64]) -> Vec<Vec<u8>> {
     let mut chain = Chain::new(writer.to_owned());
     let mut bodies = Vec::new();
     for number in 1..=count {
-        let mut event = json!({"id": format!("{writer}-{number}"), "n": number}).as_object().unwrap().clone();
-        chain.seal(&mut event);
-        bodies.push(Value::Object(event).to_string().into_bytes());
+        let event = json!({"id": format!("{writer}-{number}"), "n": number}).as_object().unwrap().clone();
+        bodies.push(chain.seal(|link| link.of(event)).into_bytes());
         if signed.contains(&number) {
             let now = "2026-11-23T10:00:00Z".parse().unwrap();
             let checkpoint = notary().certify(&chain, 1, signed.last() == Some(&number), now);

@@ -23,7 +23,8 @@ pub(super) struct Returned {
 /// A message that was sent, and who waits for it.
 #[derive(Debug)]
 pub(super) struct Sent<T> {
-    pub(super) key: Returned,
+    /// How it is known again; `None`: it was not mandatory, so it does not come back.
+    pub(super) key: Option<Returned>,
     pub(super) ticket: T,
 }
 
@@ -79,10 +80,11 @@ impl<T> Returns<T> {
     }
 
     fn place(&mut self, certain: &mut Vec<(Sent<T>, Answer)>, sent: Sent<T>, answer: Answer, all_known: bool) {
-        if let Some(place) = self.strays.iter().position(|stray| *stray == sent.key) {
+        let is_own = |stray: &Returned| sent.key.as_ref() == Some(stray);
+        if let Some(place) = self.strays.iter().position(is_own) {
             self.strays.swap_remove(place);
             certain.push((sent, Answer::Unroutable));
-        } else if all_known {
+        } else if all_known || sent.key.is_none() {
             certain.push((sent, answer));
         } else {
             self.held.push((sent, answer));
@@ -103,7 +105,7 @@ mod tests {
     }
 
     fn sent(number: usize) -> Sent<usize> {
-        Sent { key: key(number), ticket: number }
+        Sent { key: Some(key(number)), ticket: number }
     }
 
     #[test]
@@ -116,6 +118,19 @@ mod tests {
         assert_eq!(answer_of(1), None, "its own return may still be on the list");
         let answers = returns.judge(vec![(sent(3), Answer::Stored, None)], false);
         assert_eq!(answers.len(), 2, "now it is not");
+    }
+
+    #[test]
+    fn what_was_not_mandatory_waits_for_nobodys_return() {
+        let mut returns = Returns::default();
+        let event = Sent { key: None, ticket: 1 };
+        let answers = returns.judge(vec![(event, Answer::Stored, Some(key(2)))], false);
+        assert_eq!(
+            answers.iter().map(|(sent, answer)| (sent.ticket, *answer)).collect::<Vec<_>>(),
+            [(1, Answer::Stored)]
+        );
+        let answers = returns.judge(vec![(sent(2), Answer::Stored, None)], false);
+        assert_eq!(answers[0].1, Answer::Unroutable, "the return that the event's confirm brought is the job's");
     }
 
     proptest! {

@@ -90,9 +90,12 @@ fn refused(reason: Reason) -> Verdict {
 }
 
 fn sealed(outcome: &Outcome, bot: &Bot) -> Value {
-    let mut event = outcome.event(bot, DIGEST_KEY);
-    Chain::new(WRITER.to_owned()).seal(&mut event);
-    Value::Object(event)
+    link(&mut Chain::new(WRITER.to_owned()), outcome, bot)
+}
+
+/// An outcome as the next event of a chain, read again.
+fn link(chain: &mut Chain, outcome: &Outcome, bot: &Bot) -> Value {
+    json::parse(chain.seal(|link| outcome.event(bot, DIGEST_KEY).linked(link)).as_bytes()).unwrap()
 }
 
 /// The schema as it would be if nothing could be added to it: what the code makes and the schema does not name
@@ -137,7 +140,7 @@ fn the_outcome_of_every_verdict_and_reason_is_in_the_schema() {
 
 #[test]
 fn what_inject_direct_prints_is_in_the_schema_without_a_chain() {
-    check(&closed(), &Value::Object(applied().event(&bot(), DIGEST_KEY)));
+    check(&closed(), &applied().event(&bot(), DIGEST_KEY).to_json());
 }
 
 #[test]
@@ -248,11 +251,7 @@ fn made() -> Vec<(&'static str, Value)> {
         ("6-unknown", Outcome { attempts: 8, ..ended(Verdict::Unknown(ambiguous)) }, &plain),
     ];
     let mut chain = Chain::new(WRITER.to_owned());
-    let seal = |(name, outcome, bot): (&'static str, Outcome, &Bot)| {
-        let mut event = outcome.event(bot, DIGEST_KEY);
-        chain.seal(&mut event);
-        (name, Value::Object(event))
-    };
+    let seal = |(name, outcome, bot): (&'static str, Outcome, &Bot)| (name, link(&mut chain, &outcome, bot));
     outcomes.into_iter().map(seal).collect()
 }
 

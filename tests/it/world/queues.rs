@@ -15,6 +15,8 @@ use super::{BOT, LIMIT, World, eventually};
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub event: Value,
+    /// As it was published.
+    pub body: String,
     pub routing_key: String,
 }
 
@@ -94,8 +96,9 @@ impl Queues {
             let _subscriber = subscriber;
             while let Some(Ok(delivery)) = consumer.next().await {
                 let event = serde_json::from_slice(&delivery.data).unwrap();
+                let body = String::from_utf8(delivery.data).unwrap();
                 let routing_key = delivery.routing_key.to_string();
-                seen.lock().unwrap().push(Outcome { event, routing_key });
+                seen.lock().unwrap().push(Outcome { event, body, routing_key });
             }
         });
         Queues { connection, publisher, outcomes }
