@@ -121,7 +121,7 @@ pub async fn health(args: HealthArgs) -> anyhow::Result<ExitCode> {
     let answer = answer.with_context(|| format!("no answer from {host}/{path}; is the process running?"))?;
     let status = answer.status();
     let text = answer.text().await.map_err(reqwest::Error::without_url).context("the answer broke off")?;
-    println!("{}", text.trim_end());
+    crate::cli::output::say!("{}", text.trim_end())?;
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

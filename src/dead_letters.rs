@@ -22,6 +22,7 @@ mod operation;
 mod repair;
 mod replay;
 mod results;
+mod taken;
 mod whole;
 
 use std::process::ExitCode;

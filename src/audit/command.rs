@@ -19,7 +19,7 @@ use super::verify::{Report, Verifier};
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Offset};
 use crate::cli::EXIT_DIFFERENCE;
-use crate::cli::output::{printable, written};
+use crate::cli::output::{printable, say, written};
 use crate::config::Config;
 
 /// How long a command waits for RabbitMQ.
@@ -139,16 +139,16 @@ async fn verify(args: &VerifyArgs, config: &Config, broker: &Broker, stream: Str
 }
 
 fn tell(report: &Report, as_json: bool, place: &str) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if as_json {
         let mut row = serde_json::to_value(report)?;
         row["intact"] = json!(report.fault_count == 0);
         row["places_are"] = json!(place);
-        written(writeln!(out, "{row}"))?;
+        say!("{row}")?;
     } else {
-        written(report::print(&mut out, report, place))?;
+        let mut text = Vec::new();
+        report::print(&mut text, report, place)?;
+        say!("{}", String::from_utf8_lossy(&text).trim_end())?;
     }
-    written(out.flush())?;
     Ok(if report.fault_count == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFERENCE) })
 }
 

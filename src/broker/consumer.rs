@@ -64,14 +64,16 @@ pub async fn subscribe(broker: &Broker, queue: &str, options: Options) -> lapin:
 
 async fn subscribe_on(connection: &Connection, queue: &str, options: Options) -> lapin::Result<Subscription> {
     let channel = connection.create_channel().await?;
-    channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
+    let prefetch = options.prefetch.max(1);
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
     if let Some(offset) = options.from {
         arguments.insert(ShortString::from("x-stream-offset"), offset.into_value());
     }
     let tag = format!("{:.60}.{}", options.tag, uuid::Uuid::new_v4().simple());
     let consumer = consume(&channel, queue, &tag, arguments).await?;
-    Ok(Subscription { channel: Arc::new(channel), consumer, full: Vec::new(), tag, stream: options.from.is_some() })
+    let (channel, stream) = (Arc::new(channel), options.from.is_some());
+    Ok(Subscription { channel, consumer, full: Vec::new(), prefetch, tag, stream })
 }
 
 async fn consume(channel: &Channel, queue: &str, tag: &str, arguments: FieldTable) -> lapin::Result<Consumer> {
@@ -87,6 +89,7 @@ pub struct Subscription {
     consumer: Consumer,
     /// Consumers whose prefetch is used up by what is held.
     full: Vec<Consumer>,
+    prefetch: u16,
     tag: String,
     stream: bool,
 }
@@ -118,11 +121,22 @@ impl Subscription {
         Ok(())
     }
 
-    /// Stops the intake. Messages that are held, and those that `next` still gives, can be settled.
+    /// Stops the intake. Messages that are held, and those that `next` still gives, can be settled. A quorum queue
+    /// answers this itself, so that all acks are carried out by then.
     pub async fn cancel(&self) {
         // On a channel that is gone there is nothing left to cancel.
         let cancelling = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
         let _ = timeout(ANSWER_WITHIN, cancelling).await;
+    }
+
+    /// Waits until the broker has carried out what was asked on this channel, and has sent what it was about to send.
+    ///
+    /// # Errors
+    /// The channel is gone.
+    pub async fn catch_up(&self) -> lapin::Result<()> {
+        // Harmless, and answered in its turn: it counts for later consumers, which get the same.
+        let asking = self.channel.basic_qos(self.prefetch, BasicQosOptions::default());
+        timeout(ANSWER_WITHIN, asking).await.unwrap_or_else(|_| Err(no_answer()))
     }
 
     /// Ends the subscription and gives back, in their order and before another consumer gets any, all messages

@@ -59,6 +59,8 @@ pub mod header {
     pub const TRACESTATE: &str = "tracestate";
     /// What the broker counts (integer).
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
+    /// What the broker counts up at each delivery.
+    pub const COUNTED: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
     /// Offset in a stream (integer).
     pub const STREAM_OFFSET: &str = "x-stream-offset";
     /// Where the broker moved it from first, and why.
@@ -340,7 +342,8 @@ impl fmt::Debug for Message {
 
 /// Headers that RabbitMQ writes or acts upon.
 fn is_brokers_own(name: &str) -> bool {
-    matches!(name, "x-death" | header::DELIVERY_COUNT | "x-acquired-count" | header::STREAM_OFFSET | "CC" | "BCC")
+    matches!(name, "x-death" | header::STREAM_OFFSET | "CC" | "BCC")
+        || header::COUNTED.contains(&name)
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
 }

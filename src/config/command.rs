@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-
 use super::{Config, DEFAULTS};
+use crate::cli::output::say;
 
 /// `config check` and `config show`.
 #[derive(Debug, clap::Subcommand)]
@@ -25,17 +24,14 @@ pub enum Command {
 /// # Errors
 /// Wrong settings.
 pub fn run(command: &Command, path: Option<&Path>) -> anyhow::Result<ExitCode> {
-    use std::io::Write as _;
-    let mut out = std::io::stdout().lock();
     match command {
         Command::Check => {
             let config = Config::load(path)?;
             let (bots, endpoints) = (config.bots.len(), config.endpoints.len());
-            writeln!(out, "The settings are fine: {bots} bot(s), {endpoints} webhook endpoint(s).")
+            say!("The settings are fine: {bots} bot(s), {endpoints} webhook endpoint(s).")
         }
-        Command::Show { defaults: true } => write!(out, "{DEFAULTS}"),
-        Command::Show { defaults: false } => write!(out, "{}", Config::load(path)?.show()),
-    }
-    .context("cannot write to standard output")?;
+        Command::Show { defaults: true } => say!("{}", DEFAULTS.trim_end()),
+        Command::Show { defaults: false } => say!("{}", Config::load(path)?.show().trim_end()),
+    }?;
     Ok(ExitCode::SUCCESS)
 }

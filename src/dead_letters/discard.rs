@@ -13,17 +13,19 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::browse::Browser;
+use super::browse::{Browser, Looked};
 use super::filter::Filter;
-use super::list::note_others;
 use super::operation::{Act, Operator, Recorder};
 use super::results::{Ended, Results, agreed, progress};
+use super::taken::{Key, Taken};
 use super::{Kind, Letter};
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Publisher, Receipt};
+use crate::cli::output::say;
 use crate::config::Config;
 
-/// Records under way together: what a kill in the middle can leave on record and in the queue.
+/// Records under way together. A kill in the middle can leave these on record and in the queue, and those whose acks
+/// the broker had not carried out yet.
 const TOGETHER: usize = 64;
 /// Failures in a row after which the rest is not tried.
 const FAILURES_IN_A_ROW: u32 = 100;
@@ -60,6 +62,7 @@ pub(super) async fn discard(args: DiscardArgs, config: &Config, broker: &Broker)
         bail!("discard what? Name letters by id, say a filter such as --reason CODE, or --all");
     }
     let names = Names::new(&config.amqp.prefix);
+    let queue = args.kind.queue(&names);
     let now = Timestamp::now();
     let mut agreed_to = None;
     if !args.yes && !args.dry_run {
@@ -71,13 +74,12 @@ pub(super) async fn discard(args: DiscardArgs, config: &Config, broker: &Broker)
         let ids = meant_now(&args, &names, broker, now).await?;
         let question = format!("Discard {} letter(s) of {} for ever?", ids.len(), args.kind.queue(&names));
         if !ids.is_empty() && !agreed(&question)? {
-            println!("Nothing was discarded.");
+            say!("Nothing was discarded.")?;
             return Ok(ExitCode::FAILURE);
         }
         agreed_to = Some(ids.into_iter().collect::<HashSet<_>>());
     }
     let browser = Browser::open(broker, args.kind.queue(&names)).await?;
-    note_others(browser.others);
     let publisher = Publisher::new(broker);
     let mut run = Run {
         recorder: Recorder::new(&publisher, &names, config),
@@ -86,14 +88,19 @@ pub(super) async fn discard(args: DiscardArgs, config: &Config, broker: &Broker)
         now,
         agreed_to,
         found: BTreeSet::new(),
+        taken: Taken::default(),
         failures_in_a_row: 0,
         args,
     };
     let done = run.go(browser).await;
     run.recorder.close().await;
     run.results.bar.finish_and_clear();
-    done?;
-    run.finish()
+    let mut looked = done?;
+    let may_succeed = looked.is_whole() || !run.args.ids.is_empty();
+    if may_succeed && run.results.total() > 0 && !run.args.dry_run {
+        looked = looked.and(run.taken.make_sure(broker, &queue).await?);
+    }
+    run.finish(looked)
 }
 
 /// The ids of all letters that are meant, each as often as it is there.
@@ -107,7 +114,7 @@ async fn meant_now(args: &DiscardArgs, names: &Names, broker: &Broker, now: Time
         }
         browser.leave(incoming.receipt);
     }
-    browser.close().await;
+    browser.close().await?.note();
     Ok(ids)
 }
 
@@ -124,17 +131,19 @@ struct Run {
     /// What a person said yes to: what came meanwhile is left.
     agreed_to: Option<HashSet<String>>,
     found: BTreeSet<String>,
+    taken: Taken,
     failures_in_a_row: u32,
 }
 
-struct Taken {
+struct Meant {
+    key: Key,
     letter: Letter,
     body: Bytes,
     receipt: Receipt,
 }
 
 impl Run {
-    async fn go(&mut self, mut browser: Browser<'_>) -> anyhow::Result<()> {
+    async fn go(&mut self, mut browser: Browser<'_>) -> anyhow::Result<Looked> {
         let mut batch = Vec::new();
         loop {
             // Before the window is asked for more: it may be full of what waits here.
@@ -150,9 +159,11 @@ impl Run {
                 self.found.extend(self.args.ids.iter().filter(|id| letter.is_called(id)).cloned());
             }
             if meant && !self.args.dry_run {
-                batch.push(Taken { letter, body: incoming.message.body, receipt: incoming.receipt });
+                let key = Key::of(&incoming);
+                batch.push(Meant { key, letter, body: incoming.message.body, receipt: incoming.receipt });
                 continue;
             }
+            self.taken.leave();
             browser.leave(incoming.receipt);
             if meant {
                 let row = json!({ "id": letter.id, "result": "dry_run", "reason": letter.reason });
@@ -160,19 +171,19 @@ impl Run {
             }
         }
         self.discard(batch, &mut browser).await?;
-        browser.close().await;
-        Ok(())
+        browser.close().await
     }
 
     /// Records some, in order, and acks those whose record was confirmed.
-    async fn discard(&mut self, batch: Vec<Taken>, browser: &mut Browser<'_>) -> anyhow::Result<()> {
+    async fn discard(&mut self, batch: Vec<Meant>, browser: &mut Browser<'_>) -> anyhow::Result<()> {
         let (recorder, args) = (&self.recorder, &self.args);
-        let recorded = batch.iter().map(|taken| {
-            recorder.hand_over(&args.operator, args.kind, &taken.letter, &taken.body, Act::Discard).confirm.wait()
+        let recorded = batch.iter().map(|meant| {
+            recorder.hand_over(&args.operator, args.kind, &meant.letter, &meant.body, Act::Discard).confirm.wait()
         });
         let recorded = join_all(recorded.collect::<Vec<_>>()).await;
-        for (Taken { letter, receipt, .. }, recorded) in batch.into_iter().zip(recorded) {
+        for (Meant { key, letter, receipt, .. }, recorded) in batch.into_iter().zip(recorded) {
             if let Err(error) = recorded {
+                self.taken.keep(key);
                 browser.leave(receipt);
                 self.failures_in_a_row += 1;
                 self.failed(&letter, &format!("it cannot be recorded: {error}"))?;
@@ -184,6 +195,7 @@ impl Run {
             self.failures_in_a_row = 0;
             match receipt.ack().await {
                 Ok(()) => {
+                    self.taken.take(key);
                     let row = json!({ "id": letter.id, "result": "discarded", "reason": letter.reason });
                     self.results.tell(Ended::Done, format!("{} discarded ({})", letter.id, letter.reason), row)?;
                 }
@@ -200,7 +212,7 @@ impl Run {
         self.results.tell(Ended::Failed, format!("{} failed: {text}", letter.id), row)
     }
 
-    fn finish(&self) -> anyhow::Result<ExitCode> {
+    fn finish(&self, looked: Looked) -> anyhow::Result<ExitCode> {
         let missing = self.args.ids.iter().filter(|id| !self.found.contains(*id)).collect::<Vec<_>>();
         for id in &missing {
             let queue = self.args.kind.queue(&self.names);
@@ -210,6 +222,7 @@ impl Run {
         if self.results.total() == 0 && missing.is_empty() {
             eprintln!("No letter fits.");
         }
-        Ok(if missing.is_empty() { code } else { ExitCode::FAILURE })
+        let all_seen = looked.suffices(!self.args.ids.is_empty());
+        Ok(if missing.is_empty() && all_seen { code } else { ExitCode::FAILURE })
     }
 }

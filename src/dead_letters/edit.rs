@@ -16,14 +16,13 @@ use serde_json::{Value, json};
 use super::browse::Browser;
 use super::changes::changes;
 use super::editor::Draft;
-use super::list::note_others;
 use super::operation::{Act, Operator, Recorder};
 use super::repair::{self, MAX_ORIGINAL, edited, patched};
 use super::results::agreed;
 use super::{Kind, Letter, whole};
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Mandatory, Message, Publisher};
-use crate::cli::output::printable;
+use crate::cli::output::{printable, say};
 use crate::config::Config;
 
 /// `dead-letters edit`.
@@ -74,7 +73,7 @@ pub(super) async fn edit(args: EditArgs, config: &Config, broker: &Broker) -> an
         }
     };
     if changes(&message.body, &body).is_empty() {
-        println!("Nothing was changed.");
+        say!("Nothing was changed.")?;
         return Ok(ExitCode::SUCCESS);
     }
     let keeps = args.save_original.is_some() || message.body.len() <= MAX_ORIGINAL;
@@ -96,7 +95,7 @@ pub(super) async fn edit(args: EditArgs, config: &Config, broker: &Broker) -> an
         return told(&args, "dry_run", &letter.id, &id);
     }
     if !args.yes && !args.json && std::io::stdin().is_terminal() && !agreed("Write the edited letter?")? {
-        println!("Nothing was changed{}", kept(draft));
+        say!("Nothing was changed{}", kept(draft))?;
         return Ok(ExitCode::FAILURE);
     }
     if let Some(path) = &args.save_original {
@@ -112,7 +111,6 @@ pub(super) async fn edit(args: EditArgs, config: &Config, broker: &Broker) -> an
 async fn find(args: &EditArgs, names: &Names, broker: &Broker) -> anyhow::Result<(Letter, Message)> {
     let queue = args.kind.queue(names);
     let mut browser = Browser::open(broker, queue.clone()).await?;
-    note_others(browser.others);
     let mut found = None::<(Letter, Message)>;
     let mut other = None;
     while let Some(incoming) = browser.next().await? {
@@ -126,7 +124,7 @@ async fn find(args: &EditArgs, names: &Names, broker: &Broker) -> anyhow::Result
         }
         browser.leave(incoming.receipt);
     }
-    browser.close().await;
+    browser.close().await?.note();
     match (found, other) {
         (None, _) => bail!("no letter {:?} in {queue}; `dead-letters list --kind …` names them", args.id),
         (Some((first, _)), Some(other)) => {
@@ -158,7 +156,7 @@ async fn exchange(
         }
     }
     let Some(original) = original else {
-        browser.close().await;
+        browser.close().await?.note();
         if is_there {
             // A command like this one did it, and was killed before it could say so.
             return Ok(());
@@ -189,8 +187,8 @@ async fn exchange(
         }
     };
     recorder.close().await;
-    browser.close().await;
-    done
+    let closed = browser.close().await;
+    done.and(closed.map(drop))
 }
 
 fn save(path: &Path, row: &Value) -> anyhow::Result<()> {
@@ -220,10 +218,10 @@ fn refused(
     let repair::Refusal { code, text, pointer } = refusal;
     if args.json {
         let row = json!({ "id": letter.id, "result": "refused", "code": code, "pointer": pointer, "text": text });
-        println!("{row}");
+        say!("{row}")?;
     } else {
         let place = pointer.as_ref().map(|pointer| format!(" at {pointer}")).unwrap_or_default();
-        println!("{} refused: {code}{place}: {text}. Nothing was changed{}", letter.id, kept(draft));
+        say!("{} refused: {code}{place}: {text}. Nothing was changed{}", letter.id, kept(draft))?;
     }
     Ok(ExitCode::FAILURE)
 }
@@ -239,6 +237,6 @@ fn told(args: &EditArgs, result: &str, id: &str, new_id: &str) -> anyhow::Result
         (false, "dry_run") => format!("{id} would become {new_id}"),
         (false, _) => format!("{id} is now {new_id}, the last of its queue; `dead-letters replay {new_id}` replays it"),
     };
-    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")?;
+    say!("{line}")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -73,9 +73,7 @@ pub(super) async fn export(args: &ExportArgs, config: &Config, broker: &Broker) 
         browser.leave(incoming.receipt);
     }
     written(out.flush())?;
-    let others = browser.others;
-    browser.close().await;
-    note_others(others);
+    browser.close().await?.note();
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,8 +97,7 @@ pub(super) async fn list(args: &ListArgs, config: &Config, broker: &Broker) -> a
         }
         browser.leave(incoming.receipt);
     }
-    let others = browser.others;
-    browser.close().await;
+    let looked = browser.close().await?;
     let mut out = std::io::stdout().lock();
     if args.json {
         for row in &rows {
@@ -118,7 +115,7 @@ pub(super) async fn list(args: &ListArgs, config: &Config, broker: &Broker) -> a
     if !args.json {
         note_other_kinds(args.kind, &names, broker).await;
     }
-    note_others(others);
+    looked.note();
     Ok(ExitCode::SUCCESS)
 }
 
@@ -186,13 +183,6 @@ async fn note_other_kinds(kind: Kind, names: &Names, broker: &Broker) {
     }
 }
 
-/// Says that others are at the queue too.
-pub(super) fn note_others(others: u32) {
-    if others > 0 {
-        eprintln!("note: {others} other consumer(s) of this queue; what they hold at the moment is not seen here");
-    }
-}
-
 /// Prints one letter.
 pub(super) async fn show(args: &ShowArgs, config: &Config, broker: &Broker) -> anyhow::Result<ExitCode> {
     let names = Names::new(&config.amqp.prefix);
@@ -206,9 +196,7 @@ pub(super) async fn show(args: &ShowArgs, config: &Config, broker: &Broker) -> a
         }
         browser.leave(incoming.receipt);
     }
-    let others = browser.others;
-    browser.close().await;
-    note_others(others);
+    browser.close().await?.note();
     if found.is_empty() {
         bail!("no letter {:?} in {queue}; `dead-letters list --kind …` names them", args.id);
     }

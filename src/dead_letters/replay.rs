@@ -12,17 +12,19 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::browse::Browser;
+use super::browse::{Browser, Looked};
 use super::filter::Filter;
-use super::list::note_others;
 use super::repair::{self, Outgoing, Refusal, Repair, prepare};
 use super::results::progress;
+use super::taken::{Key, Taken};
 use super::{Kind, Letter};
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Mandatory, Publisher, Receipt};
+use crate::cli::output::say;
 use crate::config::Config;
 
-/// Messages published together: what a kill in the middle can repeat.
+/// Messages published together. A kill in the middle can repeat these, and those whose acks the broker had not carried
+/// out yet.
 const TOGETHER: usize = 64;
 /// Failures in a row after which the rest is not tried.
 const FAILURES_IN_A_ROW: u32 = 100;
@@ -64,8 +66,8 @@ pub(super) async fn replay(args: ReplayArgs, config: &Config, broker: &Broker) -
     }
     let names = Names::new(&config.amqp.prefix);
     let browser = Browser::open(broker, args.kind.queue(&names)).await?;
-    note_others(browser.others);
     let bar = progress(browser.expected, args.json);
+    let queue = args.kind.queue(&names);
     let repair = Repair { patch: args.patch.clone(), message_id: args.set_message_id.clone() };
     let mut run = Run {
         names,
@@ -77,12 +79,17 @@ pub(super) async fn replay(args: ReplayArgs, config: &Config, broker: &Broker) -
         pace: Pace { rate: args.rate, start: Instant::now(), done: 0 },
         failures_in_a_row: 0,
         found: BTreeSet::new(),
+        taken: Taken::default(),
         args,
     };
     let done = run.go(browser).await;
     run.results.bar.finish_and_clear();
-    done?;
-    run.finish()
+    let mut looked = done?;
+    let may_succeed = looked.is_whole() || !run.args.ids.is_empty();
+    if may_succeed && run.results.replayed > 0 && !run.args.dry_run {
+        looked = looked.and(run.taken.make_sure(broker, &queue).await?);
+    }
+    run.finish(looked)
 }
 
 struct Run<'a> {
@@ -96,16 +103,18 @@ struct Run<'a> {
     pace: Pace,
     failures_in_a_row: u32,
     found: BTreeSet<String>,
+    taken: Taken,
 }
 
 struct Ready {
+    key: Key,
     letter: Letter,
     outgoing: Outgoing,
     receipt: Receipt,
 }
 
 impl Run<'_> {
-    async fn go(&mut self, mut browser: Browser<'_>) -> anyhow::Result<()> {
+    async fn go(&mut self, mut browser: Browser<'_>) -> anyhow::Result<Looked> {
         let mut batch = Vec::new();
         loop {
             // Before the window is asked for more: it may be full of what waits here.
@@ -116,6 +125,7 @@ impl Run<'_> {
             self.results.bar.inc(1);
             let letter = Letter::read(self.args.kind, &self.names, &incoming);
             if !self.is_meant(&letter, &incoming.message.body) {
+                self.taken.leave();
                 browser.leave(incoming.receipt);
                 continue;
             }
@@ -123,18 +133,20 @@ impl Run<'_> {
             match prepare(kind, self.config, &letter, message, &self.repair, self.now) {
                 Err(refusal) => {
                     self.results.refused(&letter, &refusal)?;
+                    self.taken.leave();
                     browser.leave(incoming.receipt);
                 }
                 Ok(outgoing) if self.args.dry_run => {
                     self.results.replayed(&letter, &outgoing)?;
                     browser.leave(incoming.receipt);
                 }
-                Ok(outgoing) => batch.push(Ready { letter, outgoing, receipt: incoming.receipt }),
+                Ok(outgoing) => {
+                    batch.push(Ready { key: Key::of(&incoming), letter, outgoing, receipt: incoming.receipt })
+                }
             }
         }
         self.publish(batch, &mut browser).await?;
-        browser.close().await;
-        Ok(())
+        browser.close().await
     }
 
     fn is_meant(&mut self, letter: &Letter, body: &[u8]) -> bool {
@@ -160,13 +172,16 @@ impl Run<'_> {
         // All are handed over at the first look, in this order, and travel together.
         let published = join_all(published).await;
         for (ready, published) in batch.into_iter().zip(published) {
-            let Ready { letter, outgoing, receipt } = ready;
+            let Ready { key, letter, outgoing, receipt } = ready;
             match published {
                 Ok(()) => {
                     self.failures_in_a_row = 0;
                     self.pace.done += 1;
                     match receipt.ack().await {
-                        Ok(()) => self.results.replayed(&letter, &outgoing)?,
+                        Ok(()) => {
+                            self.taken.take(key);
+                            self.results.replayed(&letter, &outgoing)?;
+                        }
                         Err(_gone) => self.results.failed(
                             &letter,
                             "published, but it could not be taken off this queue; the worker knows a repeat by its id",
@@ -176,6 +191,7 @@ impl Run<'_> {
                 Err(error) => {
                     self.failures_in_a_row += 1;
                     self.results.failed(&letter, &error.to_string())?;
+                    self.taken.keep(key);
                     browser.leave(receipt);
                     if self.failures_in_a_row >= FAILURES_IN_A_ROW {
                         bail!("{FAILURES_IN_A_ROW} publishes in a row failed; the rest was not tried, run it again");
@@ -187,7 +203,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn finish(&self) -> anyhow::Result<ExitCode> {
+    fn finish(&self, looked: Looked) -> anyhow::Result<ExitCode> {
         let missing = self.args.ids.iter().filter(|id| !self.found.contains(*id)).collect::<Vec<_>>();
         for id in &missing {
             let queue = self.args.kind.queue(&self.names);
@@ -196,12 +212,13 @@ impl Run<'_> {
         let Results { replayed, refused, failed, .. } = self.results;
         if !self.args.json {
             let done = if self.args.dry_run { "would be replayed" } else { "replayed" };
-            println!("{replayed} {done}, {refused} refused, {failed} failed.");
+            say!("{replayed} {done}, {refused} refused, {failed} failed.")?;
             if replayed + refused + failed == 0 && !self.args.filter.is_empty() {
-                println!("No letter fits the filters.");
+                say!("No letter fits the filters.")?;
             }
         }
-        let well = refused + failed == 0 && missing.is_empty();
+        let all_seen = looked.suffices(!self.args.ids.is_empty());
+        let well = refused + failed == 0 && missing.is_empty() && all_seen;
         Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

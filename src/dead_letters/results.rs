@@ -1,11 +1,13 @@
 //! The result of every letter, told as it is known: a line for people, a JSON object for scripts.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{BufRead, IsTerminal as _, Write};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+
+use crate::cli::output::say;
 
 /// How a letter ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +51,7 @@ impl Results {
         self.bar.finish_and_clear();
         if !self.json {
             let (number, refused, failed) = (self.done, self.refused, self.failed);
-            writeln!(std::io::stdout(), "{number} {done}, {refused} refused, {failed} failed.")
-                .context("cannot write to standard output")?;
+            say!("{number} {done}, {refused} refused, {failed} failed.")?;
         }
         Ok(if self.refused + self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -65,10 +66,46 @@ pub(super) fn progress(total: u32, json: bool) -> ProgressBar {
     ProgressBar::new(u64::from(total)).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Asks a person; only a plain yes is one.
+/// Asks the person at the terminal; only a plain yes is one.
 pub(super) fn agreed(question: &str) -> anyhow::Result<bool> {
-    eprint!("{question} [y/N] ");
+    ask(question, &mut std::io::stdin().lock(), &mut std::io::stderr().lock())
+}
+
+fn ask(question: &str, answers: &mut impl BufRead, out: &mut impl Write) -> anyhow::Result<bool> {
+    write!(out, "{question} [y/N] ").and_then(|()| out.flush()).context("cannot ask")?;
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    answers.read_line(&mut answer).context("cannot read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_yes_is_one() {
+        for (typed, expected) in [
+            ("y\n", true),
+            ("Y\n", true),
+            ("  yes \r\n", true),
+            ("y", true),
+            ("\n", false),
+            // The terminal was closed.
+            ("", false),
+            ("n\n", false),
+            ("yep\n", false),
+            ("yes, no\n", false),
+            ("no\nyes\n", false),
+        ] {
+            let (mut answers, mut out) = (typed.as_bytes(), Vec::new());
+            assert_eq!(ask("Discard 3 letter(s) for ever?", &mut answers, &mut out).unwrap(), expected, "{typed:?}");
+            assert_eq!(String::from_utf8(out).unwrap(), "Discard 3 letter(s) for ever? [y/N] ");
+        }
+    }
+
+    #[test]
+    fn a_question_that_nobody_can_read_is_no_yes() {
+        let mut nowhere = [0_u8; 3];
+        assert!(ask("Discard?", &mut "yes\n".as_bytes(), &mut nowhere.as_mut_slice()).is_err());
+    }
 }

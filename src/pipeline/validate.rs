@@ -14,6 +14,7 @@ use super::json;
 use super::numbers::{self, MAX_SAFE_INTEGER};
 use super::templates::Template;
 use super::verdict::{Reason, Rejection};
+use crate::cli::output::say;
 use crate::config::{Bot, LedgerMode};
 use crate::job::{
     ConversationId, Job, JobId, Name, OnConflict, OnUnresolved, Operand, Operation, Scope, Variable, Version, is_key,
@@ -485,9 +486,8 @@ pub struct SchemaArgs {
 /// # Errors
 /// Standard output is gone.
 pub fn print_schema(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
-    use std::io::Write as _;
     for (_, text) in SCHEMAS.iter().filter(|(name, _)| *name == args.which) {
-        write!(std::io::stdout(), "{text}")?;
+        say!("{}", text.trim_end())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,6 +17,7 @@ use super::gate::Disabled;
 use super::memory::Memory;
 use super::removed::Removed;
 use super::signature::{Signer, pair_secret, shared_secret};
+use crate::cli::output::say;
 use crate::config::{Config, Endpoint, show_duration};
 
 mod known;
@@ -120,7 +121,7 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     if config.endpoints.is_empty() {
         eprintln!("There are no webhook endpoints in the settings.");
     } else if !json {
-        println!("{:<20} {:<10} {:>9}  {:<36} EVENTS", "ENDPOINT", "STATE", "WAITING", "RECEIVER");
+        say!("{:<20} {:<10} {:>9}  {:<36} EVENTS", "ENDPOINT", "STATE", "WAITING", "RECEIVER")?;
     }
     for endpoint in config.endpoints.values() {
         let (state, reason) = known.state(endpoint);
@@ -130,21 +131,21 @@ async fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
                 "endpoint": endpoint.name, "state": state, "reason": reason, "waiting": waiting,
                 "receiver": endpoint.url.to_string(), "events": endpoint.events,
             });
-            println!("{line}");
+            say!("{line}")?;
             continue;
         }
         let waiting = waiting.map_or_else(|| "?".to_owned(), |count| count.to_string());
         let (name, url, events) = (&endpoint.name, endpoint.url.to_string(), endpoint.events.join(", "));
-        println!("{name:<20} {state:<10} {waiting:>9}  {url:<36} {events}");
+        say!("{name:<20} {state:<10} {waiting:>9}  {url:<36} {events}")?;
         if !reason.is_empty() {
-            println!("{:<20} {reason}", "");
+            say!("{:<20} {reason}", "")?;
         }
     }
     for (name, Removed { waiting, advice }) in &known.queues.removed {
         if json {
-            println!("{}", json!({ "endpoint": name, "state": "removed", "reason": advice, "waiting": waiting }));
+            say!("{}", json!({ "endpoint": name, "state": "removed", "reason": advice, "waiting": waiting }))?;
         } else {
-            println!("{name:<20} {:<10} {waiting:>9}\n{:<20} {advice}", "removed", "");
+            say!("{name:<20} {:<10} {waiting:>9}\n{:<20} {advice}", "removed", "")?;
         }
     }
     known.gaps.iter().for_each(|gap| eprintln!("note: {gap}"));
@@ -164,30 +165,30 @@ async fn show(config: &Config, endpoint: &Endpoint, tries: u16, json: bool) -> a
             "headers": endpoint.headers.keys().collect::<Vec<_>>(), "public_keys": public_keys,
             "rotating": endpoint.previous_secret.is_some(), "tries": records.unwrap_or_default(),
         });
-        println!("{shown:#}");
+        say!("{shown:#}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let line = |name: &str, value: String| println!("{name:<16} {value}");
-    line("endpoint", endpoint.name.clone());
-    line("state", if reason.is_empty() { state.to_owned() } else { format!("{state}: {reason}") });
-    line("waiting", known.waiting_of(endpoint).map_or_else(|| "?".to_owned(), |count| format!("{count} events")));
-    line("receiver", format!("{} (the rest of the url is not shown)", endpoint.url));
-    line("events", endpoint.events.join(", "));
-    line("limits", limits(endpoint));
+    let line = |name: &str, value: String| say!("{name:<16} {value}");
+    line("endpoint", endpoint.name.clone())?;
+    line("state", if reason.is_empty() { state.to_owned() } else { format!("{state}: {reason}") })?;
+    line("waiting", known.waiting_of(endpoint).map_or_else(|| "?".to_owned(), |count| format!("{count} events")))?;
+    line("receiver", format!("{} (the rest of the url is not shown)", endpoint.url))?;
+    line("events", endpoint.events.join(", "))?;
+    line("limits", limits(endpoint))?;
     for header in endpoint.headers.keys() {
-        line("header", format!("{header} (value not shown)"));
+        line("header", format!("{header} (value not shown)"))?;
     }
     for key in public_keys {
-        line("public key", key);
+        line("public key", key)?;
     }
     if endpoint.previous_secret.is_some() {
-        line("rotation", "under way: previous_secret signs too".to_owned());
+        line("rotation", "under way: previous_secret signs too".to_owned())?;
     }
     match records {
-        Ok(records) if records.is_empty() => println!("\nNo tries are recorded."),
+        Ok(records) if records.is_empty() => say!("\nNo tries are recorded.")?,
         Ok(records) => {
-            println!("\nThe last tries, newest first:");
-            print_records(&records, false);
+            say!("\nThe last tries, newest first:")?;
+            print_records(&records, false)?;
         }
         Err(error) => eprintln!("note: {}", cannot_ask(config, &error)),
     }
@@ -204,20 +205,24 @@ fn limits(endpoint: &Endpoint) -> String {
     format!("{} at the same time, {rate}, {timeout} a try, {connect} to connect", endpoint.max_in_flight)
 }
 
-fn print_records(records: &[Record], with_endpoint: bool) {
+fn print_records(records: &[Record], with_endpoint: bool) -> anyhow::Result<()> {
     for record in records {
         let status = record.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
         let probe = if record.probe { ", probe" } else { "" };
         let first = if with_endpoint { &record.endpoint } else { &record.event };
-        println!(
+        say!(
             "{:.3}  {first}  try {}{probe}  {status} in {} ms  {}",
-            record.at, record.number, record.took_ms, record.fate
-        );
+            record.at,
+            record.number,
+            record.took_ms,
+            record.fate
+        )?;
         for text in [&record.reason, &record.answer].into_iter().filter(|text| !text.is_empty()) {
             // An answer is somebody else's text: no control characters reach the terminal.
-            println!("    {}", text.escape_debug());
+            say!("    {}", text.escape_debug())?;
         }
     }
+    Ok(())
 }
 
 async fn event(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode> {
@@ -226,12 +231,12 @@ async fn event(config: &Config, id: &str, json: bool) -> anyhow::Result<ExitCode
         attempts::of_event(&memory(config)?, id, &endpoints).await.map_err(|error| cannot_ask(config, &error))?;
     if json {
         for record in &records {
-            println!("{}", serde_json::to_string(record)?);
+            say!("{}", serde_json::to_string(record)?)?;
         }
     } else if records.is_empty() {
-        println!("No try of {id} is recorded: the last 1,000 of each endpoint are, and the last 2,000 that failed.");
+        say!("No try of {id} is recorded: the last 1,000 of each endpoint are, and the last 2,000 that failed.")?;
     } else {
-        print_records(&records, true);
+        print_records(&records, true)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -240,7 +245,7 @@ async fn test(endpoint: &Endpoint) -> anyhow::Result<ExitCode> {
     let receiver = match Receiver::new(endpoint) {
         Ok(receiver) => receiver,
         Err(unusable) => {
-            println!("Not sent: {unusable}.");
+            say!("Not sent: {unusable}.")?;
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -250,25 +255,25 @@ async fn test(endpoint: &Endpoint) -> anyhow::Result<ExitCode> {
         let filter = super::address_filter::AddressFilter::new(&endpoint.name, &endpoint.allow_networks);
         if let Ok(addresses) = VettedResolver::new(filter).addresses(name).await {
             let addresses = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>();
-            println!("{name} is {}.", addresses.join(", "));
+            say!("{name} is {}.", addresses.join(", "))?;
         }
     }
     let event = example()?;
-    println!("Sending the signed example {} to {} …", event.id, endpoint.url);
+    say!("Sending the signed example {} to {} …", event.id, endpoint.url)?;
     let tried = receiver.send(&event).await;
     let took = tried.took.as_millis();
     match &tried.ending {
         Ending::Answered { status, .. } if (200..300).contains(status) => {
-            println!("Delivered: the receiver answered {status} in {took} ms.");
+            say!("Delivered: the receiver answered {status} in {took} ms.")?;
             if let Some(rest) = tried.rest {
                 rest.drain().await;
             }
             Ok(ExitCode::SUCCESS)
         }
         ending => {
-            println!("Not delivered after {took} ms: {}.", explain_ending(ending));
+            say!("Not delivered after {took} ms: {}.", explain_ending(ending))?;
             if !tried.excerpt.is_empty() {
-                println!("Its answer begins: {}", String::from_utf8_lossy(&tried.excerpt).escape_debug());
+                say!("Its answer begins: {}", String::from_utf8_lossy(&tried.excerpt).escape_debug())?;
             }
             Ok(ExitCode::FAILURE)
         }
@@ -289,12 +294,12 @@ async fn enable(config: &Config, endpoint: &Endpoint) -> anyhow::Result<ExitCode
     let name = &endpoint.name;
     let was_disabled = memory(config)?.enable(name).await.map_err(|error| cannot_tell(config, &error))?;
     if was_disabled {
-        println!("{name} is enabled; a running relay delivers its events from now on.");
+        say!("{name} is enabled; a running relay delivers its events from now on.")?;
     } else {
-        println!("{name} was not disabled; if it is broken or held, a running relay tries it now.");
+        say!("{name} was not disabled; if it is broken or held, a running relay tries it now.")?;
     }
     if let Err(unusable) = Receiver::new(endpoint) {
-        println!("It still cannot be used: {unusable}.");
+        say!("It still cannot be used: {unusable}.")?;
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -304,7 +309,7 @@ async fn disable(config: &Config, endpoint: &Endpoint, reason: String) -> anyhow
     let disabled = Disabled { since: Timestamp::now(), reason };
     memory(config)?.disable(&endpoint.name, &disabled).await.map_err(|error| cannot_tell(config, &error))?;
     let name = &endpoint.name;
-    println!("{name} is disabled; its events wait until `context-injector endpoints enable {name}`.");
+    say!("{name} is disabled; its events wait until `context-injector endpoints enable {name}`.")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -322,12 +327,12 @@ fn rotate(endpoint: &Endpoint, ed25519: bool) -> anyhow::Result<ExitCode> {
     }
     let bytes = rand::random::<[u8; 32]>();
     let secret = if ed25519 { pair_secret(&bytes) } else { shared_secret(&bytes) };
-    println!("The new secret of {name}; it is shown once and kept nowhere:\n\n  {}\n", secret.expose_secret());
+    say!("The new secret of {name}; it is shown once and kept nowhere:\n\n  {}\n", secret.expose_secret())?;
     let public = Signer::new(&secret, None).map(|signer| signer.public_keys()).unwrap_or_default();
     let for_receiver = public.first().map_or("the new secret".to_owned(), |key| format!("the public key {key}"));
-    println!("1. In [endpoints.{name}], move the present secret to previous_secret (or its file to");
-    println!("   previous_secret_file), set the new one, and restart the relay. From then on both sign.");
-    println!("2. Give the receiver {for_receiver}.");
-    println!("3. When it verifies with that, remove previous_secret and restart the relay.");
+    say!("1. In [endpoints.{name}], move the present secret to previous_secret (or its file to")?;
+    say!("   previous_secret_file), set the new one, and restart the relay. From then on both sign.")?;
+    say!("2. Give the receiver {for_receiver}.")?;
+    say!("3. When it verifies with that, remove previous_secret and restart the relay.")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "a test that cannot go on fails; the lints cannot tell the harness from production code"
 )]
 
@@ -18,6 +19,7 @@ mod broker;
 mod chaos;
 mod delivers_webhooks;
 mod drains_on_sigterm;
+mod ends_quietly;
 mod exactly_once_under_kill;
 mod folds_and_orders;
 mod foreign_clients;

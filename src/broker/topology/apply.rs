@@ -5,7 +5,7 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind};
 
-use super::Declaration;
+use super::{BROWSE_LIMIT, DELIVERY_LIMIT, Declaration};
 
 /// Why a plan could not be declared or compared.
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +69,26 @@ fn differs(kind: &str, name: &str, difference: &Difference) -> String {
         }
         Difference::Text(text) => format!("is another one in RabbitMQ than the settings want ({text})"),
     };
+    if changes_order(name, difference) {
+        return format!(
+            "{kind} {name:?} {what}: an endpoint cannot begin or cease to be ordered while its queue is there; let one of \
+             another name take its place (RUNBOOK, \"Change the order of an endpoint\"), or set ordered back"
+        );
+    }
     let delete = if kind == "queue" { "let it run empty and delete it" } else { "delete it" };
     format!("{kind} {name:?} {what}: {delete}, or set the value back, or use another amqp.prefix")
+}
+
+/// Whether this is the queue of an endpoint whose `ordered` was changed. There the usual way out would lose events: its
+/// queue takes them all the time, so it is never empty for good.
+fn changes_order(name: &str, difference: &Difference) -> bool {
+    let Difference::Argument { name: argument, wanted: Some(wanted), existing: Some(existing) } = difference else {
+        return false;
+    };
+    let (ordered, other) = (BROWSE_LIMIT.to_string(), DELIVERY_LIMIT.to_string());
+    argument == "x-delivery-limit"
+        && name.contains(".webhooks.")
+        && ((*wanted == ordered && *existing == other) || (*wanted == other && *existing == ordered))
 }
 
 /// What a comparison found.
@@ -318,6 +336,24 @@ mod tests {
         ] {
             assert_eq!(read_difference(text), expected);
         }
+    }
+
+    #[test]
+    fn an_endpoint_that_is_to_be_ordered_is_told_so() {
+        let sentence = |name: &str, wanted: &str, existing: &str| {
+            let difference = Difference::Argument {
+                name: "x-delivery-limit".into(),
+                wanted: Some(wanted.into()),
+                existing: Some(existing.into()),
+            };
+            differs("queue", name, &difference)
+        };
+        for (wanted, existing) in [("1000000", "100"), ("100", "1000000")] {
+            let text = sentence("context.webhooks.log", wanted, existing);
+            assert!(text.contains("cannot begin or cease to be ordered") && !text.contains("run empty"), "{text}");
+            assert!(sentence("context.jobs.default", wanted, existing).contains("run empty"));
+        }
+        assert!(sentence("context.webhooks.log", "100", "20").contains("run empty"));
     }
 
     #[test]

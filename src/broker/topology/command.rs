@@ -9,6 +9,7 @@ use super::apply::Match;
 use super::{Part, check, declare, plan};
 use crate::broker::Broker;
 use crate::cli::EXIT_DIFFERENCE;
+use crate::cli::output::say;
 use crate::config::Config;
 
 /// How long the command waits for RabbitMQ.
@@ -44,7 +45,7 @@ async fn carry_out(command: &Command, config: &Config, broker: &Broker) -> anyho
     match command {
         Command::Apply => {
             declare(&connection, &plan).await?;
-            println!("Declared {} exchanges, queues and bindings at {}.", plan.len(), config.amqp.url);
+            say!("Declared {} exchanges, queues and bindings at {}.", plan.len(), config.amqp.url)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { json } => {
@@ -52,13 +53,13 @@ async fn carry_out(command: &Command, config: &Config, broker: &Broker) -> anyho
             let different = findings.iter().filter(|finding| finding.state != Match::Same).count();
             for finding in &findings {
                 if *json {
-                    println!("{}", finding.to_json());
+                    say!("{}", finding.to_json())?;
                 } else if finding.state != Match::Same {
-                    println!("{finding}");
+                    say!("{finding}")?;
                 }
             }
             if !json {
-                println!("{} of {} exchanges and queues are as planned.", findings.len() - different, findings.len());
+                say!("{} of {} exchanges and queues are as planned.", findings.len() - different, findings.len())?;
             }
             Ok(if different == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFERENCE) })
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn command(file: &std::path::Path, arguments: &[&str]) -> (bool, String) {
+pub(super) async fn command(file: &std::path::Path, arguments: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_context-injector"));
     let output = within("the command", command.args(arguments).arg("--config").arg(file).output()).await.unwrap();
     let text = [output.stdout, output.stderr].concat();

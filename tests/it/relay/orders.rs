@@ -138,3 +138,51 @@ async fn order_survives_a_relay_that_is_killed_again_and_again() {
     within("the relay stops", room.relay).await.unwrap();
     room.broker.close().await;
 }
+
+/// The steps of the runbook.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_becomes_ordered_by_one_of_another_name_and_nothing_is_lost() {
+    let receiver = Receiver::start(|_, _| Reply::Status(200)).await;
+    let mut room = Room::open("relay-becomes-ordered", &receiver.settings("log", "")).await;
+    let before = publish_in_order(&room, 2).await;
+    receiver.requests(2).await;
+
+    let prefix = room.config.amqp.prefix.clone();
+    let whole = async |more: &str| settings(amqp_url().await, redis_url().await, &prefix, more);
+    let file = Process::settings(&whole(&receiver.settings("log", ORDERED)).await);
+    let (done, said) = operators::command(&file, &["topology", "apply"]).await;
+    assert!(!done && said.contains("cannot begin or cease to be ordered while its queue is there"), "{said}");
+
+    let both = receiver.settings("log", "") + &receiver.settings("log-ordered", ORDERED);
+    let both = whole(&both).await;
+    std::fs::write(&file, &both).unwrap();
+    for step in [&["endpoints", "disable", "log-ordered"][..], &["topology", "apply"]] {
+        let (done, said) = operators::command(&file, step).await;
+        assert!(done, "{said}");
+    }
+    room.config = Config::parse(&both, []).unwrap();
+    room.restart_relay().await;
+    let meanwhile = publish_in_order(&room, 2).await;
+    receiver.requests(4).await;
+    room.waiting("log", 0).await;
+    room.waiting("log-ordered", 2).await;
+
+    let channel = within("a channel", room.broker.connection()).await.create_channel().await.unwrap();
+    let options = lapin::options::QueueDeleteOptions::default();
+    channel.queue_delete(room.names.webhooks_of("log").into(), options).await.unwrap();
+    let after = whole(&receiver.settings("log-ordered", ORDERED)).await;
+    std::fs::write(&file, &after).unwrap();
+    room.config = Config::parse(&after, []).unwrap();
+    room.restart_relay().await;
+    let (done, said) = operators::command(&file, &["endpoints", "enable", "log-ordered"]).await;
+    assert!(done, "{said}");
+    let later = publish_in_order(&room, 2).await;
+    let came = receiver.requests(8).await;
+    // The other endpoint's have no order.
+    let (without_order, ordered) = came.split_at(4);
+    let all = |ids: &[String]| ids.iter().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(all(without_order), all(&[before, meanwhile.clone()].concat()));
+    assert_eq!(ordered, [meanwhile, later].concat());
+    std::fs::remove_file(&file).unwrap();
+    room.close().await;
+}

@@ -17,6 +17,8 @@ enum Does {
     Nothing,
     /// Ends it by a reset before anything was read.
     ResetsAtOnce,
+    /// Takes the greeting of a TLS session and ends by a reset.
+    ResetsInTls,
     /// Says this after the request, and ends in good order.
     Says(&'static [u8]),
     /// Says this after the request, and ends by a reset.
@@ -44,6 +46,10 @@ impl Does {
         match self {
             Self::Nothing => std::future::pending().await,
             Self::ResetsAtOnce => reset(stream),
+            Self::ResetsInTls => {
+                stream.read_buf(&mut Vec::new()).await?;
+                reset(stream)
+            }
             Self::Says(text) => {
                 read_request(&mut stream).await?;
                 stream.write_all(text).await?;
@@ -107,7 +113,7 @@ impl Does {
     }
 
     fn scheme(self) -> &'static str {
-        if matches!(self, Self::HasCertificate(_)) { "https" } else { "http" }
+        if matches!(self, Self::HasCertificate(_) | Self::ResetsInTls) { "https" } else { "http" }
     }
 }
 
@@ -184,13 +190,14 @@ fn serve_tls(name: &'static str) -> SocketAddr {
 
 /// Name, what it does, and what the record says of each of both tries; "" where either a limit of HTTP or the deadline
 /// may be first.
-const FAILURES: [(&str, Does, &str); 24] = [
+const FAILURES: [(&str, Does, &str); 25] = [
     ("silent", Does::Nothing, "did not answer within 3s"),
     ("slow-head", Does::SaysSlowly(b"HTTP/1.1 200 OK\r\nx-slow: "), "did not answer within 3s"),
     ("interim-flood", Does::SaysAndGoesOn(HINTS, ENDLESS, HINTS), ""),
     ("header-flood", Does::SaysAndGoesOn(b"HTTP/1.1 200 OK\r\n", ENDLESS, b"x-a: aaaaaaaaaaaaaaaa\r\n"), ""),
     ("endless-header", Does::SaysAndGoesOn(b"HTTP/1.1 200 OK\r\nx-a: ", ENDLESS, &LETTERS), ""),
     ("reset-at-once", Does::ResetsAtOnce, ""),
+    ("reset-in-tls", Does::ResetsInTls, ""),
     ("reset-after-request", Does::SaysAndResets(b""), "broke the connection off"),
     ("reset-in-status", Does::SaysAndResets(b"HTTP/1.1 2"), "broke the connection off"),
     ("reset-in-headers", Does::SaysAndResets(b"HTTP/1.1 200 OK\r\ncontent-"), "broke the connection off"),
@@ -219,12 +226,13 @@ const FAILURES: [(&str, Does, &str); 24] = [
     ("other-name", Does::HasCertificate("other-name.pem"), "no TLS session"),
 ];
 
-const SUCCESSES: [(&str, Does); 9] = [
+const SUCCESSES: [(&str, Does); 10] = [
     ("endless", Does::SaysAndGoesOn(b"HTTP/1.1 200 OK\r\n\r\n", ENDLESS, &ZEROS)),
     ("huge", Does::SaysAndGoesOn(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n", HUGE, &ZEROS)),
     ("bomb", Does::SaysAndBombs(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n")),
     ("slow-body", Does::SaysSlowly(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")),
     ("half-body", Does::Says(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")),
+    ("reset-in-body", Does::SaysAndResets(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")),
     ("without-length", Does::Says(b"HTTP/1.0 200 OK\r\n\r\nok")),
     (
         "hints-first",
