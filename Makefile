@@ -25,7 +25,7 @@ chaos:
 	@scripts/ensure-servers.sh
 	cargo test --locked --test it -- --ignored --nocapture --exact chaos::everything_fails_for_minutes
 
-# Inputs that nobody would write, RUNS of them for each of three targets; needs cargo-fuzz.
+# Inputs that nobody would write, RUNS of them for each of three targets; installs cargo-fuzz where it is missing.
 RUNS ?= 4000000
 fuzz:
 	@scripts/fuzz.sh $(RUNS)

@@ -4,9 +4,17 @@
 # fuzz/artifacts. `fuzz.sh --keep` makes the kept corpus anew, as small as it can be.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The cargo-fuzz on the PATH, or one of our own.
+tools="$PWD/target/fuzz/tools"
 if ! cargo fuzz --version >/dev/null 2>&1; then
-    echo "make fuzz needs cargo-fuzz, which is not there: cargo install cargo-fuzz --locked" >&2
-    exit 1
+    export PATH="$tools/bin:$PATH"
+fi
+if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "installing cargo-fuzz into target/fuzz/tools …"
+    if ! cargo install cargo-fuzz --locked --quiet --root "$tools"; then
+        echo "make fuzz needs cargo-fuzz, which could not be installed: cargo install cargo-fuzz --locked says why" >&2
+        exit 1
+    fi
 fi
 # The instrumentation is a compiler option that stable compilers keep to themselves. There is no unsafe code here for a
 # sanitizer to watch.
