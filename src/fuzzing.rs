@@ -85,6 +85,7 @@ fn is_sound(bot: &Bot, body: &[u8], job: &Job) {
         published: None,
         tried: None,
         tried_without_entry: false,
+        before: None,
     };
     let evicted = Evicted::default();
     let ground = Ground { bot, snapshot: &snapshot, base: None, backfill: &[], evicted: &evicted, now: now() };

@@ -31,6 +31,7 @@ use crate::ladder;
 use crate::metrics as names;
 use crate::pipeline::endings::Ended;
 use crate::pipeline::ledger::Mark;
+use crate::pipeline::place::Place;
 use crate::pipeline::verdict::{Reason, Rejection, Verdict};
 use crate::redis_link::{Away, RedisLink};
 
@@ -296,11 +297,12 @@ struct Answer {
     verdicts: HashMap<String, PastVerdict>,
 }
 
-/// A verdict as Redis keeps it: `applied`, or `not_applied:<generation>:<code>`, or `unknown:…`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// A verdict as Redis keeps it: `applied:<place>`, or `applied` where the dialect has no versions, or
+/// `not_applied:<generation>:<code>`, or `unknown:…`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PastVerdict {
     /// It was applied, which binds all replay generations.
-    Applied,
+    Applied(Option<Place>),
     /// It was not, in that generation.
     NotApplied(u32, Reason),
     /// Nobody could know, in that generation.
@@ -313,20 +315,35 @@ impl PastVerdict {
     pub fn to_be_left(ended: &Ended, generation: u32) -> Option<Self> {
         match &ended.verdict {
             _ if ended.repeat => None,
-            Verdict::Applied => (!ended.applied.recorded).then_some(Self::Applied),
+            Verdict::Applied => (!ended.applied.recorded).then(|| Self::Applied(ended.place.clone())),
             Verdict::NotApplied(rejection) => Some(Self::NotApplied(generation, rejection.code)),
             Verdict::Unknown(rejection) => Some(Self::Unknown(generation, rejection.code)),
         }
     }
 
+    /// Whether the job was applied.
+    #[must_use]
+    pub fn is_applied(&self) -> bool {
+        matches!(self, Self::Applied(_))
+    }
+
+    /// Where the job took effect, if it did and no ledger named it.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Applied(place) => place.as_ref(),
+            Self::NotApplied(..) | Self::Unknown(..) => None,
+        }
+    }
+
     /// The verdict that the job had, if it binds this generation.
     #[must_use]
-    pub fn for_generation(self, generation: u32) -> Option<Verdict> {
+    pub fn for_generation(&self, generation: u32) -> Option<Verdict> {
         let rejection = |code| Rejection::new(code, "the job ended so before; a replay may try it again");
         match self {
-            Self::Applied => Some(Verdict::Applied),
-            Self::NotApplied(of, code) => (of == generation).then(|| Verdict::NotApplied(rejection(code))),
-            Self::Unknown(of, code) => (of == generation).then(|| Verdict::Unknown(rejection(code))),
+            Self::Applied(_) => Some(Verdict::Applied),
+            Self::NotApplied(of, code) => (*of == generation).then(|| Verdict::NotApplied(rejection(*code))),
+            Self::Unknown(of, code) => (*of == generation).then(|| Verdict::Unknown(rejection(*code))),
         }
     }
 }
@@ -334,7 +351,8 @@ impl PastVerdict {
 impl fmt::Display for PastVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Applied => f.write_str("applied"),
+            Self::Applied(None) => f.write_str("applied"),
+            Self::Applied(Some(place)) => write!(f, "applied:{place}"),
             Self::NotApplied(generation, code) => write!(f, "not_applied:{generation}:{}", code.as_str()),
             Self::Unknown(generation, code) => write!(f, "unknown:{generation}:{}", code.as_str()),
         }
@@ -350,7 +368,10 @@ impl FromStr for PastVerdict {
 
     fn from_str(text: &str) -> Result<Self, NoVerdict> {
         if text == "applied" {
-            return Ok(Self::Applied);
+            return Ok(Self::Applied(None));
+        }
+        if let Some(place) = text.strip_prefix("applied:") {
+            return place.parse().map(|place| Self::Applied(Some(place))).map_err(|_| NoVerdict);
         }
         let mut parts = text.splitn(3, ':');
         let mut next = || parts.next().ok_or(NoVerdict);

@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod memory;
 pub mod merge;
 pub mod numbers;
+pub mod place;
 pub mod plan;
 pub mod snapshot;
 pub mod templates;

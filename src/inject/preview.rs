@@ -75,6 +75,7 @@ impl<'a> Previews<'a> {
             published: Some(now),
             tried: None,
             tried_without_entry: false,
+            before: None,
         };
         let evicted = Evicted::default();
         let ground = Ground { bot, snapshot: &snapshot, base: None, backfill: &[], evicted: &evicted, now };

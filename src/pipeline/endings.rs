@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 
 use super::ledger::Mark;
+use super::place::Place;
 use super::plan::{Applied, Candidate, Fate, Plan};
 use super::snapshot::Snapshot;
 use super::verdict::{KeyResult, Reason, Rejection, Verdict};
@@ -35,6 +36,8 @@ pub struct Task {
     pub traceparent: String,
     /// The write that may have had its effect.
     pub tried: Option<Tried>,
+    /// What is remembered of it, if it is suspect and took effect without a ledger entry.
+    pub before: Option<Place>,
 }
 
 /// A write that may have had its effect.
@@ -62,6 +65,7 @@ impl Task {
             uncertain: false,
             traceparent,
             tried: None,
+            before: None,
         }
     }
 
@@ -83,6 +87,7 @@ impl Task {
             published: self.published,
             tried: self.tried.as_ref().map(|tried| tried.at),
             tried_without_entry: self.tried.as_ref().is_some_and(|tried| !tried.applied.recorded),
+            before: self.before.as_ref(),
         }
     }
 }
@@ -128,6 +133,8 @@ pub struct Ended {
     pub request_bytes: usize,
     /// The last thing that the target said against it.
     pub last_failure: Option<Detail>,
+    /// Where it took effect, if no ledger names it.
+    pub place: Option<Place>,
 }
 
 impl Ended {
@@ -143,6 +150,15 @@ impl Ended {
             batch_size: 1,
             request_bytes: 0,
             last_failure: None,
+            place: None,
+        }
+    }
+
+    /// A job that is known to have been applied ends as that, whatever came of looking at it again.
+    pub fn keep_to_the_first(&mut self, task: &Task) {
+        if let Some(before) = task.before.as_ref().filter(|_| self.verdict != Verdict::Applied) {
+            let place = Some(before.clone());
+            *self = Self { repeat: true, place, ..Self::plain(Verdict::Applied) };
         }
     }
 }
@@ -166,7 +182,7 @@ pub fn conclude<'a>(
             request_bytes,
             ..Ended::plain(verdict)
         };
-        match fate {
+        let mut ended = match fate {
             Fate::Applies(applied) => match &task.tried {
                 // A job without an entry that finds everything as it wants it: its ambiguous write got through.
                 Some(tried) if is_unchanged(applied) => tried_before(tried, plain(Verdict::Applied, false)),
@@ -180,7 +196,13 @@ pub fn conclude<'a>(
             Fate::RefusedBefore(rejection) => plain(Verdict::NotApplied(rejection.clone()), true),
             Fate::Refused(rejection) => plain(Verdict::NotApplied(rejection.clone()), false),
             Fate::Unknown(rejection) => plain(Verdict::Unknown(rejection.clone()), false),
+        };
+        if matches!(fate, Fate::Applies(_)) && !ended.applied.recorded {
+            let follows = ended.applied.follows.take();
+            let base = plan.body.as_ref().and(ended.version_before.clone());
+            ended.place = snapshot.version.is_some().then_some(Place { base, follows });
         }
+        ended
     })
 }
 

@@ -174,6 +174,8 @@ impl Run<'_> {
             };
             let Some(body) = plan.body.clone() else {
                 if plan.holds(&snapshot) {
+                    let marks = tasks.iter().map(|task| task.mark.clone()).collect::<Vec<_>>();
+                    self.memory.applied_without_entry(&plan, &marks);
                     return Ok(self.conclude(&plan, &snapshot, snapshot.version.as_ref(), tasks));
                 }
                 self.forget(&snapshot);

@@ -186,6 +186,19 @@ impl Ledger {
         self.low_water
     }
 
+    /// Applied jobs, but for those of which it is certain that they were written on `base` or on an older version.
+    pub fn applied_since<'a>(&'a self, base: Option<&'a Version>) -> impl Iterator<Item = &'a Mark> {
+        let bound = base.map(|base| (base, shown(base)));
+        self.records.iter().filter_map(move |record| match &record.kind {
+            Kind::Applied { base: of } => {
+                let of_text = || Version::new(of.as_str().map_or_else(|| of.to_string(), ToOwned::to_owned));
+                let before = bound.as_ref().is_some_and(|(base, bound)| of == bound || of_text().is_before(base));
+                (!before).then_some(&record.mark)
+            }
+            Kind::GivenUp { .. } => None,
+        })
+    }
+
     /// The highest sequence with which `name` was set, as far as it is kept.
     #[must_use]
     pub fn sequence(&self, name: &Name) -> Option<u64> {
@@ -195,10 +208,7 @@ impl Ledger {
 
     /// Records that a job takes effect on `base`.
     pub fn add_applied(&mut self, mark: Mark, base: &Version, now: Timestamp) {
-        let base = match base.to_json() {
-            Value::String(text) => Value::String(text.chars().take(24).collect()),
-            number => number,
-        };
+        let base = shown(base);
         self.records.retain(|record| record.mark != mark || matches!(record.kind, Kind::GivenUp { .. }));
         self.records.push(Record { mark, at: now.as_second(), kind: Kind::Applied { base } });
     }
@@ -276,6 +286,14 @@ impl Ledger {
             value["s"] = self.sequences.iter().map(|(mark, sequence)| json!([mark.as_str(), sequence])).collect();
         }
         value
+    }
+}
+
+/// A version as the ledger shows it.
+fn shown(version: &Version) -> Value {
+    match version.to_json() {
+        Value::String(text) => Value::String(text.chars().take(24).collect()),
+        number => number,
     }
 }
 

@@ -120,10 +120,7 @@ impl Memory {
         if plan.ledger.is_some() {
             self.unrecorded.clear();
         } else {
-            let applied = plan.fates.iter().zip(marks).filter(|(fate, _)| matches!(fate, Fate::Applies(_)));
-            self.unrecorded.extend(applied.map(|(_, mark)| mark.clone()));
-            let surplus = self.unrecorded.len().saturating_sub(UNRECORDED);
-            self.unrecorded.drain(..surplus);
+            self.applied_without_entry(plan, marks);
         }
         let Some(version) = version else { return };
         self.known = Some(Known { version: Some(version.clone()), had_ledger });
@@ -144,6 +141,14 @@ impl Memory {
         };
         let next = Snapshot { version: Some(version.clone()), contents, fresh: false, reset: self.reset };
         self.snapshot = Some((next, now));
+    }
+
+    /// Jobs of the plan took effect and no ledger names them: with its write, or because an earlier one had got through.
+    pub fn applied_without_entry(&mut self, plan: &Plan, marks: &[Mark]) {
+        let applied = plan.fates.iter().zip(marks).filter(|(fate, _)| matches!(fate, Fate::Applies(_)));
+        self.unrecorded.extend(applied.map(|(_, mark)| mark.clone()));
+        let surplus = self.unrecorded.len().saturating_sub(UNRECORDED);
+        self.unrecorded.drain(..surplus);
     }
 
     /// Bytes that it roughly takes, for the bound of the cache that holds it.

@@ -16,6 +16,7 @@ use serde_json::Value;
 use self::fold::Fold;
 use super::evicted::Evicted;
 use super::ledger::{Ledger, Mark};
+use super::place::Place;
 use super::snapshot::{Snapshot, Variables};
 use super::verdict::{KeyResult, Reason, Rejection};
 use crate::config::{Bot, LedgerMode};
@@ -46,6 +47,8 @@ pub struct Candidate<'a> {
     pub tried: Option<Timestamp>,
     /// Whether a request without its ledger entry may have applied it.
     pub tried_without_entry: bool,
+    /// What is remembered of it, if it is suspect and took effect without an entry.
+    pub before: Option<&'a Place>,
 }
 
 /// What one PATCH does for a batch.
@@ -93,6 +96,8 @@ pub struct Applied {
     pub templates: Vec<(String, String)>,
     /// Whether its entry is in the ledger that the plan writes.
     pub recorded: bool,
+    /// The job before it that we applied without an entry, if it gets none itself.
+    pub follows: Option<Mark>,
 }
 
 /// What happens to one variable.

@@ -57,6 +57,7 @@ fn first_time(job: &Job) -> Candidate<'_> {
         published: None,
         tried: None,
         tried_without_entry: false,
+        before: None,
     }
 }
 

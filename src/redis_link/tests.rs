@@ -14,6 +14,7 @@ use crate::lease::{self, Contention, Hold, PastVerdict, Record};
 use crate::limiter::{Limiter, Sources};
 use crate::pipeline::evicted::{Evicted, Memory};
 use crate::pipeline::ledger::{LowWater, Mark};
+use crate::pipeline::place::Place;
 use crate::pipeline::verdict::Reason;
 use crate::servers;
 use crate::witness;
@@ -366,19 +367,21 @@ async fn a_job_that_comes_to_another_worker_finds_the_verdict_that_it_had() {
     let (applied, refused, new) = (mark(1), mark(2), mark(3));
     let not_applied = PastVerdict::NotApplied(2, Reason::TypeMismatch);
     let lease = lease::acquire(&one, "b", &id, Contention::GoOn, &[]).await;
-    lease.release(Record::Keep, &[(&applied, PastVerdict::Applied), (&refused, not_applied)]).await;
+    let place = Place { base: Some(Version::new("41")), follows: Some(new.clone()) };
+    let was_applied = PastVerdict::Applied(Some(place));
+    lease.release(Record::Keep, &[(&applied, was_applied.clone()), (&refused, not_applied.clone())]).await;
     let lease = lease::acquire(&other, "b", &id, Contention::GoOn, &[&new, &refused, &applied]).await;
-    assert_eq!(lease.past_verdict(&applied), Some(&PastVerdict::Applied));
+    assert_eq!(lease.past_verdict(&applied), Some(&was_applied));
     assert_eq!(lease.past_verdict(&refused), Some(&not_applied));
     assert_eq!(lease.past_verdict(&new), None);
     // Bounded: the older half goes.
     let marks = (10..2_010).map(mark).collect::<Vec<_>>();
     for half in marks.chunks(1_000) {
-        let verdicts = half.iter().map(|mark| (mark, PastVerdict::Applied)).collect::<Vec<_>>();
+        let verdicts = half.iter().map(|mark| (mark, PastVerdict::Applied(None))).collect::<Vec<_>>();
         let lease = lease::acquire(&one, "b", &id, Contention::GoOn, &[]).await;
         lease.release(Record::Keep, &verdicts).await;
     }
     let lease = lease::acquire(&other, "b", &id, Contention::GoOn, &[&applied, &marks[1_999]]).await;
     assert_eq!(lease.past_verdict(&applied), None);
-    assert_eq!(lease.past_verdict(&marks[1_999]), Some(&PastVerdict::Applied));
+    assert_eq!(lease.past_verdict(&marks[1_999]), Some(&PastVerdict::Applied(None)));
 }

@@ -14,7 +14,7 @@ use super::recent::Recent;
 use super::settle::Work;
 use crate::bot::{Bot, Permit};
 use crate::broker::header;
-use crate::config;
+use crate::config::{self, LedgerMode};
 use crate::job::ConversationId;
 use crate::ladder::Ladder;
 use crate::lease::{self, Contention, ConversationLease, Hold, PastVerdict, Record};
@@ -22,6 +22,7 @@ use crate::metrics as names;
 use crate::pipeline::endings::{self, Ended, Ending, Task};
 use crate::pipeline::execute::{Cost, Executor};
 use crate::pipeline::memory::Memory;
+use crate::pipeline::place::Place;
 use crate::pipeline::plan::batch_len;
 use crate::redis_link::RedisLink;
 use crate::target::has_precondition;
@@ -115,10 +116,10 @@ impl Context {
         });
         // Who was overtaken leaves no `applied`: its successor may be doing these jobs anew, in order, and must not
         // be told in the middle that the rest is done.
-        let verdicts = verdicts.filter(|(_, verdict, held)| *held || *verdict != PastVerdict::Applied);
+        let verdicts = verdicts.filter(|(_, verdict, held)| *held || !verdict.is_applied());
         let verdicts = verdicts.map(|(mark, verdict, _)| (mark, verdict)).collect::<Vec<_>>();
         let release = lease.release(record, &verdicts);
-        let refused = verdicts.iter().any(|(_, verdict)| *verdict != PastVerdict::Applied);
+        let refused = verdicts.iter().any(|(_, verdict)| !verdict.is_applied());
         let left = if refused {
             // Remembered before it is told: after a crash in between, the job must not get another verdict.
             release.await;
@@ -173,6 +174,9 @@ impl Context {
     ) -> (Vec<Ending>, Cost) {
         let mut endings = Vec::with_capacity(tasks.len());
         let mut cost = Cost::default();
+        for task in tasks.iter_mut() {
+            task.before = self.place(lease, task);
+        }
         while endings.len() < tasks.len() {
             // Who comes after one that must wait, waits as well: nobody overtakes.
             if let Some(detail) = endings.iter().find_map(Ending::must_wait).cloned() {
@@ -202,6 +206,11 @@ impl Context {
                         }
                     }
                 }
+            }
+        }
+        for (task, ending) in tasks.iter().zip(&mut endings) {
+            if let Ending::Verdict(ended) = ending {
+                ended.keep_to_the_first(task);
             }
         }
         (endings, cost)
@@ -242,14 +251,36 @@ impl Context {
 
     /// The ending of a job that was ended before: its acknowledgement was lost, or it was sent twice.
     fn remembered(&self, lease: &ConversationLease, task: &Task) -> Option<Ending> {
-        let here = {
+        if task.before.is_some() {
+            return None;
+        }
+        let (here, place) = {
             let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            recent.find(&task.mark, task.generation).cloned()
+            (recent.find(&task.mark, task.generation).cloned(), recent.place(&task.mark).cloned())
         };
-        let verdict = here.or_else(|| lease.past_verdict(&task.mark)?.for_generation(task.generation))?;
+        let (verdict, place) = match here {
+            Some(verdict) => (verdict, place),
+            None => {
+                let past = lease.past_verdict(&task.mark)?;
+                (past.for_generation(task.generation)?, past.place().cloned())
+            }
+        };
         let bot = self.bot.config().name.clone();
         metrics::counter!(names::DUPLICATES, "bot" => bot, "witness" => "memory").increment(1);
-        Some(Ending::Verdict(Box::new(Ended { repeat: true, ..Ended::plain(verdict) })))
+        Some(Ending::Verdict(Box::new(Ended { repeat: true, place, ..Ended::plain(verdict) })))
+    }
+
+    /// Where a job that comes again took effect, if no ledger named it: whether that still counts, the ledger tells. A
+    /// producer's own repeat comes after the job itself, and nothing before that is done again.
+    fn place(&self, lease: &ConversationLease, task: &Task) -> Option<Place> {
+        if !task.suspect || self.bot.config().ledger == LedgerMode::Off {
+            return None;
+        }
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        match recent.find(&task.mark, task.generation) {
+            Some(_) => recent.place(&task.mark).cloned(),
+            None => lease.past_verdict(&task.mark)?.place().cloned(),
+        }
     }
 
     fn count_lease(&self, lease: &ConversationLease) {

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::pipeline::ledger::Mark;
+use crate::pipeline::place::Place;
 use crate::pipeline::verdict::Verdict;
 
 /// Most jobs that are remembered.
@@ -14,24 +15,42 @@ const LIMIT: usize = 50_000;
 /// Verdicts of the last jobs.
 #[derive(Debug, Default)]
 pub struct Recent {
-    verdicts: HashMap<Mark, (u32, Verdict)>,
+    verdicts: HashMap<Mark, Entry>,
     order: VecDeque<Mark>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: u32,
+    verdict: Verdict,
+    /// Where the job took effect, if no ledger names it.
+    place: Option<Place>,
 }
 
 impl Recent {
     /// The verdict that a job has in that replay generation. What was applied was applied in all of them.
     #[must_use]
     pub fn find(&self, mark: &Mark, generation: u32) -> Option<&Verdict> {
-        let (of, verdict) = self.verdicts.get(mark)?;
+        let Entry { generation: of, verdict, .. } = self.verdicts.get(mark)?;
         (*verdict == Verdict::Applied || *of == generation).then_some(verdict)
     }
 
-    /// Remembers a verdict.
-    pub fn insert(&mut self, mark: Mark, generation: u32, verdict: Verdict) {
-        if self.verdicts.get(&mark).is_some_and(|(_, before)| *before == Verdict::Applied) {
+    /// Where a job took effect, if it did and no ledger named it.
+    #[must_use]
+    pub fn place(&self, mark: &Mark) -> Option<&Place> {
+        self.verdicts.get(mark)?.place.as_ref()
+    }
+
+    /// Remembers a verdict, and where the job took effect if no ledger names it.
+    pub fn insert(&mut self, mark: Mark, generation: u32, verdict: Verdict, place: Option<Place>) {
+        if let Some(before) = self.verdicts.get_mut(&mark).filter(|before| before.verdict == Verdict::Applied) {
+            // A ledger that names it by now is the better witness.
+            if verdict == Verdict::Applied && place.is_none() {
+                before.place = None;
+            }
             return;
         }
-        if self.verdicts.insert(mark.clone(), (generation, verdict)).is_none() {
+        if self.verdicts.insert(mark.clone(), Entry { generation, verdict, place }).is_none() {
             self.order.push_back(mark);
         }
         if self.order.len() > LIMIT
@@ -59,19 +78,30 @@ mod tests {
     fn a_refusal_binds_its_generation_and_an_effect_all() {
         let mut recent = Recent::default();
         let refused = Verdict::NotApplied(Rejection::new(Reason::TypeMismatch, ""));
-        recent.insert(mark("a"), 0, refused.clone());
+        recent.insert(mark("a"), 0, refused.clone(), None);
         assert_eq!(recent.find(&mark("a"), 0), Some(&refused));
         assert_eq!(recent.find(&mark("a"), 1), None);
-        recent.insert(mark("a"), 1, Verdict::Applied);
-        recent.insert(mark("a"), 2, refused);
+        recent.insert(mark("a"), 1, Verdict::Applied, None);
+        recent.insert(mark("a"), 2, refused, None);
         assert_eq!(recent.find(&mark("a"), 7), Some(&Verdict::Applied));
+    }
+
+    #[test]
+    fn a_place_is_kept_until_a_ledger_names_the_job() {
+        let place = |base: &str| Some(Place { base: Some(crate::job::Version::new(base)), follows: None });
+        let mut recent = Recent::default();
+        recent.insert(mark("a"), 0, Verdict::Applied, place("1"));
+        recent.insert(mark("a"), 0, Verdict::Applied, place("2"));
+        assert_eq!(recent.place(&mark("a")), place("1").as_ref());
+        recent.insert(mark("a"), 0, Verdict::Applied, None);
+        assert_eq!((recent.place(&mark("a")), recent.find(&mark("a"), 3)), (None, Some(&Verdict::Applied)));
     }
 
     #[test]
     fn the_oldest_go() {
         let mut recent = Recent::default();
         for number in 0..=LIMIT {
-            recent.insert(mark(&number.to_string()), 0, Verdict::Applied);
+            recent.insert(mark(&number.to_string()), 0, Verdict::Applied, None);
         }
         assert_eq!(recent.find(&mark("0"), 0), None);
         assert_eq!((recent.verdicts.len(), recent.order.len()), (LIMIT, LIMIT));

@@ -125,6 +125,7 @@ impl Context {
             task.mark.clone(),
             task.generation,
             ended.verdict.clone(),
+            ended.place,
         );
         let outcome = Outcome {
             subject: Subject::Job(task.job.id.clone()),

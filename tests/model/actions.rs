@@ -23,6 +23,7 @@ pub enum Action {
     Ack(usize),
     Crash(usize),
     Overtake(usize),
+    Notice(usize),
     Arrive(usize),
     Wipe,
     Reset,
@@ -54,7 +55,8 @@ impl fmt::Display for Action {
             Self::Publish(w) => write!(f, "{} publishes what came of its next job", who(w)),
             Self::Ack(w) => write!(f, "{} acknowledges its next message", who(w)),
             Self::Crash(w) => write!(f, "{} is killed, and starts anew", who(w)),
-            Self::Overtake(w) => write!(f, "{} loses its channel; its batch goes on", who(w)),
+            Self::Overtake(w) => write!(f, "{} is cut off, and does not know it", who(w)),
+            Self::Notice(w) => write!(f, "{} notices that it was cut off; its batch goes on", who(w)),
             Self::Arrive(_) => f.write_str("a late PATCH arrives"),
             Self::Wipe => f.write_str("Redis loses everything"),
             Self::Reset => f.write_str("the conversation is cleared"),
@@ -102,12 +104,10 @@ fn settling(
     (released, published, acked): (bool, usize, usize),
     actions: &mut Vec<Action>,
 ) {
-    use context_injector::lease::PastVerdict;
     if !released {
         actions.push(Action::Release(w));
     }
-    let refuses =
-        |ending: &Ending| matches!(ending, Ending::Verdict { left: Some(left), .. } if *left != PastVerdict::Applied);
+    let refuses = |ending: &Ending| matches!(ending, Ending::Verdict { left: Some(left), .. } if !left.is_applied());
     if !released && run.endings.iter().any(refuses) {
         return;
     }
@@ -129,6 +129,10 @@ pub fn faults(state: &State, actions: &mut Vec<Action>) {
         let busy = worker.run.is_some() || !worker.lane.is_empty();
         if busy && state.may(Fault::Crash) {
             actions.push(Action::Crash(w));
+        }
+        let unaware = worker.session != state.broker.session;
+        if unaware && (!worker.lane.is_empty() || worker.run.as_ref().is_some_and(|run| !run.noticed)) {
+            actions.push(Action::Notice(w));
         }
         if busy && state.broker.active == Some(w) && state.may(Fault::Overtaken) {
             actions.push(Action::Overtake(w));
@@ -171,7 +175,11 @@ pub fn after(scenario: &Scenario, last: &State, action: Action) -> Option<State>
     let mut state = last.clone();
     let mutant = scenario.mutant;
     match action {
-        Action::Subscribe(w) => state.broker.active = Some(w),
+        Action::Subscribe(w) => {
+            state.notice(w);
+            state.broker.active = Some(w);
+            state.workers[w].session = state.broker.session;
+        }
         Action::Deliver(w) => {
             let message = state.broker.deliver();
             state.workers[w].lane.push(message);
@@ -179,16 +187,16 @@ pub fn after(scenario: &Scenario, last: &State, action: Action) -> Option<State>
         Action::Begin(worker) => At { scenario, state: &mut state, worker }.begin(),
         Action::Crash(w) => {
             state.spend(Fault::Crash);
-            state.workers[w] = Worker::default();
+            state.workers[w] = Worker { session: state.broker.session, ..Worker::default() };
             if state.broker.active == Some(w) {
                 state.broker.take_back();
             }
         }
-        Action::Overtake(w) => {
+        Action::Overtake(_) => {
             state.spend(Fault::Overtaken);
-            state.workers[w].lane.clear();
             state.broker.take_back();
         }
+        Action::Notice(w) => state.notice(w),
         Action::Arrive(at) => {
             let request = state.platform.flying.remove(at);
             state.platform.write(&request, &scenario.does, mutant);

@@ -75,6 +75,7 @@ fn mutated(mutant: Mutant) -> Scenario {
         Mutant::FreshVersionUnderOldPlan => scenario(&[Appends], &[(Foreign, 1)]),
         Mutant::FailedJobIgnored => scenario(&[Takes], &[(Foreign, 1)]),
         Mutant::NoEntryForSuspects => scenario(&[Sets, Sets], &[(Overtaken, 1), (AnswerLost, 1)]),
+        Mutant::VerdictsWithoutPlace => scenario(&[Sets, Sets], &[(Overtaken, 1)]),
     }
 }
 
@@ -118,6 +119,8 @@ fn promises_hold_over_crashes_while_redis_is_wiped() {
 #[test]
 fn promises_hold_with_a_worker_that_was_overtaken() {
     search(Scenario::new("overtaken", &[Sets, Sets], None, &[(Overtaken, 1), (AnswerLost, 1), (Wiped, 1)]));
+    search(Scenario::new("overtaken by who is killed", &[Sets, Sets], None, &[(Overtaken, 1), (Crash, 1)]));
+    search(Scenario::new("overtaken, not noticed", &[Sets, Sets, Adds], None, &[(Overtaken, 1)]));
     search(Scenario::new("overtaken, crashed", &[Sets, Adds], None, &[(Overtaken, 1), (Crash, 1)]));
 }
 
@@ -167,18 +170,14 @@ fn promises_hold_under_many_faults_at_once() {
             Some(0),
             &[(Crash, 2), (Wiped, 1), (Foreign, 1), (AnswerLost, 1)],
         ),
-        Scenario::new(
-            "overtaken, wide",
-            &[Takes, Adds, Appends],
-            None,
-            &[(Overtaken, 1), (Crash, 1), (Late, 1), (Wiped, 1), (Foreign, 1), (Replay, 1)],
-        ),
+        Scenario::new("overtaken, wide", &[Takes, Adds], None, &[(Overtaken, 1), (Late, 1), (Foreign, 1), (Replay, 1)]),
         Scenario::new(
             "plain, wide",
             &[Sets, Sets, Adds],
             None,
-            &[(Overtaken, 1), (Late, 1), (AnswerLost, 1), (Wiped, 1), (Foreign, 1)],
+            &[(Overtaken, 1), (AnswerLost, 1), (Wiped, 1), (Foreign, 1)],
         ),
+        Scenario::new("overtaken twice", &[Sets, Sets], None, &[(Overtaken, 2)]),
     ]
     .map(search);
     println!("{} states", states.iter().sum::<usize>());

@@ -17,10 +17,11 @@ pub enum Mutant {
     FreshVersionUnderOldPlan,
     FailedJobIgnored,
     NoEntryForSuspects,
+    VerdictsWithoutPlace,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DeduplicationOnlyInRedis,
         Self::NoPrecondition,
         Self::NoLowWaterMark,
@@ -30,6 +31,7 @@ impl Mutant {
         Self::FreshVersionUnderOldPlan,
         Self::FailedJobIgnored,
         Self::NoEntryForSuspects,
+        Self::VerdictsWithoutPlace,
     ];
 
     /// Whether a request of an old version may get through after all.
@@ -65,6 +67,7 @@ impl fmt::Display for Mutant {
             Self::FreshVersionUnderOldPlan => "a fresh version under an old plan",
             Self::FailedJobIgnored => "a fold that ignores a failed job",
             Self::NoEntryForSuspects => "no entry for plain jobs that may be under way elsewhere",
+            Self::VerdictsWithoutPlace => "late verdicts of plain jobs that are believed whatever came since",
         })
     }
 }

@@ -8,6 +8,7 @@ use context_injector::job::Version;
 use context_injector::lease::PastVerdict;
 use context_injector::pipeline::endings::Tried;
 use context_injector::pipeline::memory::Memory;
+use context_injector::pipeline::place::Place;
 use context_injector::pipeline::plan::{Fate, Plan};
 use context_injector::pipeline::snapshot::{Snapshot, Variables};
 use context_injector::pipeline::verdict::{Reason, Rejection, Verdict};
@@ -60,6 +61,15 @@ impl State {
         self.left[fault as usize] > 0
     }
 
+    /// A worker sees that another has its place: what it has not begun is not its own any more.
+    pub fn notice(&mut self, worker: usize) {
+        let worker = &mut self.workers[worker];
+        worker.lane.clear();
+        if let Some(run) = &mut worker.run {
+            run.noticed = true;
+        }
+    }
+
     pub fn spend(&mut self, fault: Fault) {
         self.left[fault as usize] -= 1;
     }
@@ -73,7 +83,9 @@ pub struct Worker {
     pub run: Option<Run>,
     pub memory: Shared<Memory>,
     /// What went into its `Recent`, in order.
-    pub recent: Vec<(u8, u8, Said)>,
+    pub recent: Vec<(u8, u8, Said, Option<Place>)>,
+    /// The consumer that it takes itself for: one that was overtaken does not know it until it notices.
+    pub session: u8,
 }
 
 /// A batch under way.
@@ -82,6 +94,8 @@ pub struct Run {
     pub held: Vec<Held>,
     /// The consumer that the messages came to.
     pub session: u8,
+    /// Whether the worker has noticed that it is that consumer no longer.
+    pub noticed: bool,
     /// Verdicts that Redis had, and the version in its record.
     pub past: Vec<Option<PastVerdict>>,
     pub recorded: Option<Version>,
@@ -98,6 +112,7 @@ pub struct Run {
 pub struct Held {
     pub message: Message,
     pub tried: Option<Tried>,
+    pub before: Option<Place>,
 }
 
 /// What a batch does next; each step has one effect at most.
@@ -139,12 +154,14 @@ impl Hash for Ready {
 }
 
 /// How a job leaves its batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Ending {
     Verdict {
         said: Said,
         /// What is left of it in Redis.
         left: Option<PastVerdict>,
+        /// Where it took effect, if no ledger names it.
+        place: Option<Place>,
     },
     Retry,
 }

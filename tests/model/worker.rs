@@ -3,7 +3,9 @@
 
 use context_injector::lease::PastVerdict;
 use context_injector::pipeline::endings::{self, Ended, Task};
+use context_injector::pipeline::ledger::Mark;
 use context_injector::pipeline::memory::Memory;
+use context_injector::pipeline::place::Place;
 use context_injector::pipeline::plan::{self, Candidate, Fate, Ground, MAX_BATCH, Plan, batch_len};
 use context_injector::pipeline::snapshot::{Snapshot, Variables};
 use context_injector::pipeline::verdict::Verdict;
@@ -41,12 +43,18 @@ impl At<'_> {
     pub fn begin(&mut self) {
         let jobs = self.me().lane.clone();
         let count = batch_len(jobs.iter().map(|message| &self.scenario.tasks[usize::from(message.job)].job));
-        let held = self.me().lane.drain(..count).map(|message| Held { message, tried: None }).collect::<Vec<_>>();
-        let session = self.state.broker.session;
+        let held = self
+            .me()
+            .lane
+            .drain(..count)
+            .map(|message| Held { message, tried: None, before: None })
+            .collect::<Vec<_>>();
+        let session = self.me().session;
         self.me().run = Some(Run {
             past: vec![None; held.len()],
             held,
             session,
+            noticed: false,
             recorded: None,
             endings: Vec::new(),
             until: 0,
@@ -60,7 +68,10 @@ impl At<'_> {
     pub fn acquire(&mut self, mut run: Run) -> Run {
         let redis = &self.state.redis;
         run.recorded = redis.version.clone();
-        run.past = run.held.iter().map(|held| redis.verdicts.get(&held.message.job).copied()).collect();
+        run.past = run.held.iter().map(|held| redis.verdicts.get(&held.message.job).cloned()).collect();
+        for at in 0..run.held.len() {
+            run.held[at].before = self.place(&run, at);
+        }
         run.phase = Phase::Look;
         run
     }
@@ -77,7 +88,8 @@ impl At<'_> {
             }
             if run.until <= done {
                 if let Some(said) = self.remembered(&run, done) {
-                    run.endings.push(Ending::Verdict { said, left: None });
+                    let (said, place) = said;
+                    run.endings.push(Ending::Verdict { said, left: None, place });
                     continue;
                 }
                 self.take_together(&mut run);
@@ -112,6 +124,8 @@ impl At<'_> {
             }
             if plan.holds(&snapshot) {
                 let after = snapshot.version.clone();
+                let marks = tasks.iter().map(|task| task.mark.clone()).collect::<Vec<_>>();
+                self.change_memory(|memory| memory.applied_without_entry(&plan, &marks));
                 self.conclude(&mut run, &plan, &snapshot, after.as_ref(), &tasks);
             } else {
                 self.forget(&mut run, &snapshot);
@@ -183,22 +197,21 @@ impl At<'_> {
         if run.sent_requests {
             self.state.redis.version = self.me().memory.version_without_ledger().cloned();
         }
-        let holds = self.state.broker.session == run.session;
         for (held, ending) in run.held.iter().zip(&run.endings) {
             if let Ending::Verdict { left: Some(left), .. } = ending
-                && (holds || *left != PastVerdict::Applied)
+                && (!run.noticed || !left.is_applied())
             {
-                self.state.redis.verdicts.insert(held.message.job, *left);
+                self.state.redis.verdicts.insert(held.message.job, left.clone());
             }
         }
     }
 
     /// Publishes what came of one job: its verdict, or its message for the next attempt.
     pub fn publish(&mut self, run: &Run, at: usize) {
-        let Held { message, .. } = run.held[at];
-        match run.endings[at] {
+        let message = run.held[at].message;
+        match &run.endings[at] {
             Ending::Verdict { said, .. } => {
-                self.state.told.insert((message.job, message.generation, said));
+                self.state.told.insert((message.job, message.generation, *said));
             }
             Ending::Retry => {
                 let task = self.task(&run.held[at]);
@@ -235,21 +248,52 @@ impl At<'_> {
     }
 
     /// The verdict that a job had before, as this worker or Redis remembers it.
-    fn remembered(&self, run: &Run, at: usize) -> Option<Said> {
-        let Message { job, generation, .. } = run.held[at].message;
-        let mut recent = Recent::default();
-        for (job, generation, said) in &self.state.workers[self.worker].recent {
-            let mark = self.scenario.tasks[usize::from(*job)].mark.clone();
-            recent.insert(mark, u32::from(*generation), Verdict::from(*said));
+    fn remembered(&self, run: &Run, at: usize) -> Option<(Said, Option<Place>)> {
+        let Held { message, before, .. } = &run.held[at];
+        if before.is_some() {
+            return None;
         }
-        let here = recent.find(&self.scenario.tasks[usize::from(job)].mark, u32::from(generation)).map(Said::from);
-        here.or_else(|| run.past[at]?.for_generation(u32::from(generation)).as_ref().map(Said::from))
+        let (mark, generation) = (self.mark(message.job), u32::from(message.generation));
+        let recent = self.recent();
+        match recent.find(mark, generation) {
+            Some(verdict) => Some((Said::from(verdict), recent.place(mark).cloned())),
+            None => {
+                let past = run.past[at].as_ref()?;
+                Some((Said::from(&past.for_generation(generation)?), past.place().cloned()))
+            }
+        }
+    }
+
+    /// Where a job that comes again took effect, if no ledger named it.
+    fn place(&self, run: &Run, at: usize) -> Option<Place> {
+        let held = &run.held[at];
+        let mark = self.mark(held.message.job);
+        let recent = self.recent();
+        if self.scenario.mutant == Some(Mutant::VerdictsWithoutPlace) || !self.task(held).suspect {
+            return None;
+        }
+        match recent.find(mark, u32::from(held.message.generation)) {
+            Some(_) => recent.place(mark).cloned(),
+            None => run.past[at].as_ref()?.place().cloned(),
+        }
+    }
+
+    fn mark(&self, job: u8) -> &Mark {
+        &self.scenario.tasks[usize::from(job)].mark
+    }
+
+    fn recent(&self) -> Recent {
+        let mut recent = Recent::default();
+        for (job, generation, said, place) in &self.state.workers[self.worker].recent {
+            recent.insert(self.mark(*job).clone(), u32::from(*generation), Verdict::from(*said), place.clone());
+        }
+        recent
     }
 
     fn remember_verdicts(&mut self, run: &Run) {
         for (held, ending) in run.held.iter().zip(&run.endings) {
-            let Ending::Verdict { said, .. } = ending else { continue };
-            let entry = (held.message.job, held.message.generation, *said);
+            let Ending::Verdict { said, place, .. } = ending else { continue };
+            let entry = (held.message.job, held.message.generation, *said, place.clone());
             if !self.me().recent.contains(&entry) {
                 self.me().recent.push(entry);
             }
@@ -261,13 +305,14 @@ impl At<'_> {
         run.held[run.endings.len()..run.until].iter().map(|held| self.task(held)).collect()
     }
 
-    fn task(&self, Held { message, tried }: &Held) -> Task {
+    fn task(&self, Held { message, tried, before }: &Held) -> Task {
         Task {
             generation: u32::from(message.generation),
             suspect: message.redelivered || message.attempts > 0 || message.generation > 0,
             attempts: u32::from(message.attempts),
             uncertain: message.redelivered || message.ambiguous,
             tried: tried.clone(),
+            before: before.clone(),
             ..self.scenario.tasks[usize::from(message.job)].clone()
         }
     }
@@ -325,11 +370,12 @@ impl At<'_> {
             if self.scenario.mutant == Some(Mutant::FailedJobIgnored) && !ended.repeat {
                 ended.verdict = Verdict::Applied;
             }
+            ended.keep_to_the_first(task);
             let mut ending = ending(&ended, task);
             if self.scenario.mutant == Some(Mutant::DeduplicationOnlyInRedis)
-                && let Ending::Verdict { said: Said::Applied, left } = &mut ending
+                && let Ending::Verdict { said: Said::Applied, left, .. } = &mut ending
             {
-                *left = Some(PastVerdict::Applied);
+                *left = Some(PastVerdict::Applied(None));
             }
             run.endings.push(ending);
         }
@@ -351,5 +397,6 @@ impl At<'_> {
 }
 
 fn ending(ended: &Ended, task: &Task) -> Ending {
-    Ending::Verdict { said: Said::from(&ended.verdict), left: PastVerdict::to_be_left(ended, task.generation) }
+    let left = PastVerdict::to_be_left(ended, task.generation);
+    Ending::Verdict { said: Said::from(&ended.verdict), left, place: ended.place.clone() }
 }

@@ -13,6 +13,7 @@ use crate::pipeline::evicted::Memory;
 use crate::pipeline::ledger::{Found, Ledger, Mark};
 use crate::pipeline::merge;
 use crate::pipeline::numbers::json_eq;
+use crate::pipeline::place::Place;
 use crate::pipeline::snapshot::{Contents, Snapshot};
 use crate::pipeline::templates::{RenderError, Template};
 use crate::pipeline::verdict::{KeyResult, Reason, Rejection};
@@ -33,6 +34,10 @@ pub(super) struct Fold<'a> {
     depends_on_state: bool,
     /// Whether jobs that may be under way elsewhere get an entry although they are plain.
     suspects_get_entries: bool,
+    /// Jobs without an entry that were applied before, and the version that they were applied on.
+    confirmed: Vec<(Mark, Option<Version>)>,
+    /// Jobs that this fold does again.
+    redone: Vec<Mark>,
 }
 
 /// The part of a fold that one job adds, kept only if the whole job can be folded.
@@ -55,6 +60,8 @@ impl<'a> Fold<'a> {
             sequences: Vec::new(),
             depends_on_state: false,
             suspects_get_entries,
+            confirmed: Vec::new(),
+            redone: Vec::new(),
         }
     }
 
@@ -98,6 +105,7 @@ impl<'a> Fold<'a> {
             Ok((applied, step)) => {
                 self.overlay.extend(step.overlay);
                 self.sequences.extend(step.sequences);
+                self.redone.extend(candidate.suspect.then(|| candidate.mark.clone()));
                 Fate::Applies(applied)
             }
             Err(rejection) => self.refuse_by_state(candidate, rejection),
@@ -105,8 +113,9 @@ impl<'a> Fold<'a> {
     }
 
     /// What ledger and witnesses say of the job; `None`: it is new.
-    fn remember(&self, candidate: &Candidate<'_>) -> Option<Fate> {
-        let Contents::Full { ledger, .. } = &self.snapshot.contents else { return None };
+    fn remember(&mut self, candidate: &Candidate<'_>) -> Option<Fate> {
+        let snapshot = self.snapshot;
+        let Contents::Full { ledger, .. } = &snapshot.contents else { return None };
         if self.bot.ledger == LedgerMode::Off {
             return None;
         }
@@ -121,6 +130,9 @@ impl<'a> Fold<'a> {
                 return Some(Fate::RefusedBefore(Rejection::new(code, text)));
             }
             None => {}
+        }
+        if let Some(before) = candidate.before {
+            return self.stands(ledger, candidate, before).then_some(Fate::Repeat);
         }
         let after = |reset: Timestamp| candidate.published.is_some_and(|published| published > reset);
         if candidate.suspect && self.snapshot.reset.is_some_and(|reset| !after(reset)) {
@@ -141,6 +153,18 @@ impl<'a> Fold<'a> {
         let doubtful = candidate.suspect || earliest.is_some_and(|earliest| earliest <= low.time());
         let text = "the job may have been applied longer ago than the record reaches back";
         doubtful.then(|| Fate::Unknown(Rejection::new(Reason::LedgerOverrun, text)))
+    }
+
+    /// Whether a job that took effect without an entry need not be done again. Like one that is, it gets its entry now:
+    /// whoever is about to do an earlier one again has planned on a version that this moves.
+    fn stands(&mut self, ledger: &Ledger, candidate: &Candidate<'_>, before: &Place) -> bool {
+        self.depends_on_state = true;
+        let follows_one = before.follows.as_ref().is_some_and(|mark| self.redone.contains(mark));
+        let overtaken = follows_one || before.is_overtaken(ledger);
+        if !overtaken {
+            self.confirmed.push((candidate.mark.clone(), before.base.clone()));
+        }
+        !overtaken
     }
 
     /// Ends a job that this state refuses and another one would take: the refusal is made to last, by a tombstone,
@@ -328,6 +352,9 @@ impl<'a> Fold<'a> {
         let ledger = if self.records(batch) { self.ledger().cloned() } else { None };
         let ledger =
             ledger.zip(self.snapshot.version.clone()).map(|(ledger, version)| self.record(ledger, &version, batch));
+        if ledger.is_none() {
+            self.link(batch);
+        }
         let mut changes = std::mem::take(&mut self.overlay)
             .into_iter()
             .map(|(name, value)| Change { name, value })
@@ -370,13 +397,30 @@ impl<'a> Fold<'a> {
             Fate::Applies(_) => candidate.suspect && (self.suspects_get_entries || self.is_kept(candidate.job)),
             Fate::Repeat | Fate::RefusedBefore(_) | Fate::Refused(_) | Fate::Unknown(_) => false,
         });
-        wanted || !self.tombstones.is_empty() || !self.sequences.is_empty()
+        let confirms = self.suspects_get_entries && !self.confirmed.is_empty();
+        wanted || confirms || !self.tombstones.is_empty() || !self.sequences.is_empty()
+    }
+
+    /// Tells each job without an entry which one it follows.
+    fn link(&mut self, batch: &[Candidate<'_>]) {
+        let mut last = self.ground.backfill.last();
+        for (fate, candidate) in self.fates.iter_mut().zip(batch) {
+            if let Fate::Applies(applied) = fate {
+                applied.follows = last.replace(&candidate.mark).cloned();
+            }
+        }
     }
 
     fn record(&mut self, mut ledger: Ledger, version: &Version, batch: &[Candidate<'_>]) -> Ledger {
-        for mark in self.ground.backfill {
-            if ledger.find(mark, 0) != Some(Found::Applied) {
-                ledger.add_applied(mark.clone(), version, self.now);
+        // One of ours that is there already was done again elsewhere, and those after it will be: they stay unnamed.
+        let is_missing = |ledger: &Ledger, mark: &Mark| ledger.find(mark, 0) != Some(Found::Applied);
+        let ours = self.ground.backfill.iter().take_while(|mark| is_missing(&ledger, mark)).collect::<Vec<_>>();
+        for mark in ours {
+            ledger.add_applied(mark.clone(), version, self.now);
+        }
+        for (mark, base) in self.confirmed.drain(..) {
+            if is_missing(&ledger, &mark) {
+                ledger.add_applied(mark, base.as_ref().unwrap_or(version), self.now);
             }
         }
         for (fate, candidate) in self.fates.iter_mut().zip(batch) {

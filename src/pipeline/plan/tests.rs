@@ -60,6 +60,7 @@ fn candidate(job: &Job) -> Candidate<'_> {
         published: None,
         tried: None,
         tried_without_entry: false,
+        before: None,
     }
 }
 
@@ -481,4 +482,51 @@ proptest! {
             }
         }
     }
+}
+
+/// A worker applied `a` and `b` without entries, was overtaken without knowing it, and left its verdicts late.
+#[test]
+fn a_late_verdict_is_believed_until_the_job_before_was_done_again() {
+    let (a, b) = (write("a", "k", json!({"value": "a"})), write("b", "k", json!({"value": "b"})));
+    let mark = |job: &Job| suspect(job).mark;
+    let of_a = Place { base: Some(Version::new("6")), follows: None };
+    let of_b = Place { base: Some(Version::new("6")), follows: Some(mark(&a)) };
+    let again = |job, before| Candidate { before: Some(before), ..suspect(job) };
+
+    // Nobody has done them again: neither is written, and both get their entries, on the version that they were applied on.
+    let untouched = state("7", json!({"k": "b"}), &Ledger::default());
+    let plan = plan_on(&untouched, None, &[again(&a, &of_a), again(&b, &of_b)]);
+    assert_eq!(plan.fates, [Fate::Repeat, Fate::Repeat]);
+    assert_eq!(plan.changes.iter().map(|change| change.name.key.as_str()).collect::<Vec<_>>(), ["_injection_ledger"]);
+    let confirmed = plan.ledger.unwrap();
+    assert!(!of_b.is_overtaken(&confirmed), "an entry of what was believed is not one of what was done again");
+
+    // `a` was done again: so is `b`, and whoever remembers `a` by its own place finds it in the ledger.
+    let mut ledger = Ledger::default();
+    ledger.add_applied(mark(&a), &Version::new("7"), now());
+    let redone = state("8", json!({"k": "a"}), &ledger);
+    let plan = plan_on(&redone, None, &[again(&a, &of_a), again(&b, &of_b)]);
+    assert!(matches!(plan.fates[..], [Fate::Repeat, Fate::Applies(_)]), "{:?}", plan.fates);
+
+    // `a` is done again in the same request.
+    let plan = plan_on(&untouched, None, &[suspect(&a), again(&b, &of_b)]);
+    assert!(matches!(plan.fates[..], [Fate::Applies(_), Fate::Applies(_)]), "{:?}", plan.fates);
+
+    // A late repeat of `a` behind a `b` that is done again was applied before, and stays so.
+    let plan = plan_on(&untouched, None, &[suspect(&b), again(&a, &of_a)]);
+    assert!(matches!(plan.fates[..], [Fate::Applies(_), Fate::Repeat]), "{:?}", plan.fates);
+}
+
+#[test]
+fn what_was_done_again_elsewhere_ends_what_is_named_afterwards() {
+    let (a, b) = (write("a", "k", json!({"value": "a"})), write("b", "k", json!({"value": "b"})));
+    let marks = [suspect(&a).mark, suspect(&b).mark];
+    let mut ledger = Ledger::default();
+    ledger.add_applied(marks[0].clone(), &Version::new("7"), now());
+    let snapshot = state("8", json!({"k": "a"}), &ledger);
+    let evicted = Evicted::default();
+    let ground = Ground { bot: &BOT, snapshot: &snapshot, base: None, backfill: &marks, evicted: &evicted, now: now() };
+    let counts = increment("n", 1);
+    let written = plan(ground, &[candidate(&counts)], MAX_BATCH, None).ledger.unwrap();
+    assert_eq!(written.find(&marks[1], 0), None, "its successor does it again, after the one before it");
 }
