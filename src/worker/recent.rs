@@ -28,11 +28,12 @@ struct Entry {
 }
 
 impl Recent {
-    /// The verdict that a job has in that replay generation. What was applied was applied in all of them.
+    /// The verdict that a job has in that replay generation. What was applied is applied in all later ones; an earlier
+    /// one was refused, or nobody would have replayed the job, and how it was told the ledger knows.
     #[must_use]
     pub fn find(&self, mark: &Mark, generation: u32) -> Option<&Verdict> {
         let Entry { generation: of, verdict, .. } = self.verdicts.get(mark)?;
-        (*verdict == Verdict::Applied || *of == generation).then_some(verdict)
+        (*of == generation || (*verdict == Verdict::Applied && *of < generation)).then_some(verdict)
     }
 
     /// Where a job took effect, if it did and no ledger named it.
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_binds_its_generation_and_an_effect_all() {
+    fn a_refusal_binds_its_generation_and_an_effect_all_later_ones() {
         let mut recent = Recent::default();
         let refused = Verdict::NotApplied(Rejection::new(Reason::TypeMismatch, ""));
         recent.insert(mark("a"), 0, refused.clone(), None);
@@ -83,6 +84,7 @@ mod tests {
         assert_eq!(recent.find(&mark("a"), 1), None);
         recent.insert(mark("a"), 1, Verdict::Applied, None);
         recent.insert(mark("a"), 2, refused, None);
+        assert_eq!(recent.find(&mark("a"), 0), None, "it was refused then");
         assert_eq!(recent.find(&mark("a"), 7), Some(&Verdict::Applied));
     }
 
