@@ -21,7 +21,7 @@ pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
-/// Prints one line for [`say!`].
+/// Prints one line for `say!`.
 ///
 /// # Errors
 /// Why standard output cannot be written to, unless nobody reads it any more: what the command does, and its exit
