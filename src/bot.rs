@@ -8,6 +8,8 @@
 //! While the bot is held ([`Bot::holding`]) no new work is started ([`Bot::ready`]); work under way waits at the
 //! gate, under its own deadline.
 
+mod permit;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use self::permit::Unused;
 use crate::breaker::{Admission, Breaker, Pass, Phase, Settings, Sign};
 use crate::config;
 use crate::job::{ConversationId, Version};
@@ -32,8 +35,6 @@ const THROTTLED_PAUSE: Duration = Duration::from_secs(1);
 const THROTTLED_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Shortest pause, for a target that says 0.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-/// How long a permit is good for: requests that go later than their place in the budget meet those of later places.
-const FRESH: Duration = Duration::from_millis(20);
 
 /// One bot at work.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ pub struct Bot {
     /// Something at the gate changed.
     changed: Notify,
     pauses: Mutex<Pauses>,
+    unused: Unused,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +91,8 @@ pub struct Holding {
     pub until: Instant,
 }
 
+pub use permit::Permit;
+
 /// An answer and what it cost.
 #[derive(Debug)]
 pub struct Spent<T> {
@@ -124,6 +128,7 @@ impl Bot {
             breaker,
             changed: Notify::new(),
             pauses: Mutex::default(),
+            unused: Unused::default(),
         }))
     }
 
@@ -146,8 +151,13 @@ impl Bot {
     }
 
     /// Reads a conversation.
-    pub async fn read_now(&self, permit: Permit, conversation: &ConversationId, trace: Option<&str>) -> Spent<Read> {
-        let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
+    pub async fn read_now(
+        &self,
+        mut permit: Permit,
+        conversation: &ConversationId,
+        trace: Option<&str>,
+    ) -> Spent<Read> {
+        let (waited, sent, mut requests) = (permit.use_up(), Instant::now(), 1);
         let again = || {
             requests += 1;
             async {
@@ -181,13 +191,13 @@ impl Bot {
     /// this leaves it unknown whether it took effect.
     pub async fn write_now(
         &self,
-        permit: Permit,
+        mut permit: Permit,
         conversation: &ConversationId,
         body: Bytes,
         if_match: Option<&Version>,
         trace: Option<&str>,
     ) -> Spent<Write> {
-        let (waited, sent, mut requests) = (permit.waited(), Instant::now(), 1);
+        let (waited, sent, mut requests) = (permit.use_up(), Instant::now(), 1);
         let again = || {
             requests += 1;
             async {
@@ -232,12 +242,11 @@ impl Bot {
             {
                 permits.push(Permit::new(self, pass));
             }
-            permits.truncate(self.spend(permits.len()).await);
-            let now = Instant::now();
-            if self.breaker().phase(now) != Phase::Open {
-                for permit in &mut permits {
-                    (permit.waited, permit.since) = (now.duration_since(asked), now);
-                }
+            let places = self.spend(permits.len()).await;
+            permits.truncate(places.len());
+            let waited = asked.elapsed();
+            permits.iter_mut().zip(places).for_each(|(permit, place)| permit.grant(place, waited));
+            if self.breaker().phase(Instant::now()) != Phase::Open {
                 return permits;
             }
         }
@@ -297,13 +306,18 @@ impl Bot {
         }
     }
 
-    /// Takes requests of the budget: as many of `wanted` as may be sent when it returns, at least one.
-    async fn spend(&self, wanted: usize) -> usize {
+    /// Takes places of the budget: as many of `wanted` as may be used when it returns, at least one. Those that others
+    /// did not use come first.
+    async fn spend(&self, wanted: usize) -> Vec<Instant> {
+        let unused = self.unused.take(wanted);
+        if !unused.is_empty() && self.limiter.paused_until().is_none() {
+            return unused;
+        }
         let asked = Instant::now();
         let places = self.limiter.acquire(u32::try_from(wanted).unwrap_or(u32::MAX)).await;
         let places = usize::try_from(places).unwrap_or(wanted);
         self.meters.limiter_wait.record_many(asked.elapsed(), places);
-        places
+        vec![Instant::now(); places]
     }
 
     /// What an answer means for the requests after it.
@@ -369,75 +383,6 @@ impl Bot {
 
     fn pauses(&self) -> MutexGuard<'_, Pauses> {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The permission to send one request. Dropped without a report it says nothing about the target.
-#[derive(Debug)]
-#[must_use = "a permit that is dropped is a request that was not sent"]
-pub struct Permit {
-    bot: Arc<Bot>,
-    pass: Option<Pass>,
-    waited: Duration,
-    since: Instant,
-}
-
-impl Permit {
-    fn new(bot: &Arc<Bot>, pass: Pass) -> Self {
-        Self { bot: Arc::clone(bot), pass: Some(pass), waited: Duration::ZERO, since: Instant::now() }
-    }
-
-    /// Whether it still is one: nothing has happened since that would have kept it from being given.
-    #[must_use]
-    pub fn is_fresh(&self) -> bool {
-        let now = Instant::now();
-        now.duration_since(self.since) < FRESH
-            && self.bot.limiter.paused_until().is_none()
-            && self.bot.breaker().phase(now) != Phase::Open
-    }
-
-    /// How long it took to get.
-    #[must_use]
-    pub fn waited(&self) -> Duration {
-        self.waited
-    }
-
-    /// Tells the breaker how the request ended.
-    pub fn report(mut self, sign: Sign) {
-        self.end(sign);
-    }
-
-    fn end(&mut self, sign: Sign) {
-        let Some(pass) = self.pass.take() else { return };
-        let now = Instant::now();
-        let (before, after) = {
-            let mut breaker = self.bot.breaker();
-            let before = breaker.phase(now);
-            breaker.report(pass, sign, now, rand::random());
-            (before, breaker.phase(now))
-        };
-        self.bot.changed.notify_waiters();
-        let bot = &self.bot.config.name;
-        let gauge = match after {
-            Phase::Closed => 0.0,
-            Phase::Open => 1.0,
-            Phase::HalfOpen | Phase::Ramping => 2.0,
-        };
-        self.bot.meters.breaker.set(gauge);
-        match (before, after) {
-            (Phase::Open, _) | (Phase::Ramping, Phase::Closed) => {}
-            (_, Phase::Open) => tracing::warn!(bot, "too many requests failed; the bot's circuit breaker opens"),
-            (Phase::HalfOpen, Phase::Ramping) => {
-                tracing::info!(bot, "the probes succeeded; the circuit breaker closes")
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.end(Sign::None);
     }
 }
 

@@ -32,6 +32,7 @@ mod envelope;
 mod intake;
 mod memories;
 mod outbox;
+mod permits;
 pub mod recent;
 mod seat;
 mod settle;

@@ -119,6 +119,28 @@ async fn a_broken_target_opens_the_breaker_and_probes_close_it() {
     assert_eq!(world.bot.phase(), Phase::Ramping);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_place_that_was_not_used_is_the_next_ones_for_a_short_while() {
+    let settings = sandbox::Settings { rate: 0.0, ..sandbox::Settings::default() };
+    let bot = World::with(settings, "requests_per_second = 1\nburst = 1").await.bot;
+    let start = Instant::now();
+    for _ in 0..100 {
+        drop(bot.permit().await);
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let mut used = bot.permit().await;
+    let _ = used.use_up();
+    drop(used);
+    let next = bot.permit().await;
+    assert!(start.elapsed() >= Duration::from_millis(999), "{:?}", start.elapsed());
+    assert!(next.is_fresh());
+    tokio::time::advance(Duration::from_millis(20)).await;
+    assert!(!next.is_fresh());
+    drop(next);
+    drop(bot.permit().await);
+    assert!(start.elapsed() >= Duration::from_millis(1_999), "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn refusals_and_conflicts_do_not_open_the_breaker() {
     let world = World::new("").await;

@@ -65,8 +65,6 @@ pub type Unsettled = Vec<Envelope>;
 pub struct Finished {
     /// What is to be remembered of the conversation.
     pub memory: Memory,
-    /// The permit, where no request was needed.
-    pub permit: Option<Permit>,
     /// What stays unsettled.
     pub unsettled: Unsettled,
 }
@@ -78,9 +76,9 @@ impl Context {
         conversation: &ConversationId,
         batch: Vec<Held>,
         mut memory: Memory,
-        permit: Permit,
+        mut permit: Permit,
     ) -> Finished {
-        let mut permit = Some(permit);
+        let gate = permit.take_waited();
         let meters = self.bot.meters();
         let started = Instant::now();
         let config = self.bot.config();
@@ -96,7 +94,7 @@ impl Context {
         let (mut tasks, envelopes): (Vec<_>, Vec<_>) = batch.into_iter().map(|held| (held.task, held.envelope)).unzip();
         let begun = Instant::now();
         let (endings, cost) = {
-            let working = pin!(self.execute(conversation, &lease, &mut tasks, &mut memory, &mut permit));
+            let working = pin!(self.execute(conversation, &lease, &mut tasks, &mut memory, permit));
             lease.during(working).await
         };
         meters.execute.record(begun.elapsed());
@@ -107,7 +105,7 @@ impl Context {
             None if cost.requests > 0 => Record::Drop,
             _ => Record::Keep,
         };
-        let work = Work { started, cost, on_ladder };
+        let work = Work { started, gate, cost, on_ladder };
         let begun = Instant::now();
         let marks = tasks.iter().map(|task| (task.mark.clone(), task.generation)).collect::<Vec<_>>();
         let verdicts = marks.iter().zip(&endings).zip(&envelopes).filter_map(|((of, ending), envelope)| match ending {
@@ -129,7 +127,7 @@ impl Context {
         };
         meters.publish.record(begun.elapsed());
         unsettled.extend(left);
-        Finished { memory, permit, unsettled }
+        Finished { memory, unsettled }
     }
 
     /// Jobs that have others before them on the ladder follow these onto their rung; the rest is worked on.
@@ -170,8 +168,10 @@ impl Context {
         lease: &ConversationLease,
         tasks: &mut [Task],
         memory: &mut Memory,
-        permit: &mut Option<Permit>,
+        permit: Permit,
     ) -> (Vec<Ending>, Cost) {
+        // Whatever is not needed is the next one's as soon as this returns.
+        let permit = &mut Some(permit);
         let mut endings = Vec::with_capacity(tasks.len());
         let mut cost = Cost::default();
         for task in tasks.iter_mut() {

@@ -4,7 +4,7 @@
 //! One task owns lanes and memories, so nothing here is locked. Rules:
 //! - A batch is taken from its lane when its first request may go, not before: what comes while the budget is waited
 //!   for still rides along, and whose turn it is is decided last. So permits are bought here, as many as there are
-//!   lanes that are ready, in one go; a batch that needed none gives its permit to the next one.
+//!   lanes that are ready, in one go; the place in the budget of a batch that needs no request is the next one's.
 //! - While the bot is held (breaker open, paused) nothing is started and nothing is returned: the prefetch window
 //!   bounds what waits. Only after ten minutes everything goes back, in order, until the bot may work again.
 //! - A connection that breaks takes its unsettled messages back; batches under way go on, and their lanes stay
@@ -16,12 +16,9 @@
 //!   the rest back in one step and in order, and only then lets a standby have them.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, sleep_until};
@@ -30,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::{Context, Finished, Held, Unsettled};
 use super::envelope::Envelope;
 use super::memories::Memories;
+use super::permits::Permits;
 use super::seat::Seat;
 use super::watchdog::{Alarm, Waiting, Watchdog};
 use crate::admin::{Condition, Health};
@@ -69,9 +67,7 @@ pub struct Intake {
     lanes: Lanes<ConversationId, Held>,
     memories: Memories,
     running: JoinSet<Done>,
-    /// Permits for the next batches, and those that are being bought.
-    permits: Vec<Permit>,
-    buying: Option<Purchase>,
+    permits: Permits,
     /// Batches under way, and the jobs in them.
     batches: usize,
     jobs: usize,
@@ -79,14 +75,6 @@ pub struct Intake {
     held_since: Option<Instant>,
     /// What [`Self::health`] was told last of why no work is started.
     told: Option<Option<&'static str>>,
-}
-
-struct Purchase(BoxFuture<'static, Vec<Permit>>);
-
-impl fmt::Debug for Purchase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Purchase")
-    }
 }
 
 /// What a task of ours leaves behind.
@@ -119,6 +107,7 @@ impl Intake {
         let bot = context.bot.config();
         let budget = Budget::new(bot.requests_per_second, bot.burst);
         let turns = budget.share(SHARE_OF_ONE, AT_ONCE).no_slower_than(REST_AT_MOST);
+        let permits = Permits::new(Arc::clone(&context.bot));
         Self {
             context,
             broker,
@@ -129,8 +118,7 @@ impl Intake {
             lanes: Lanes::new(Pace { turns, full: plan::MAX_BATCH }, Instant::now()),
             memories: Memories::default(),
             running: JoinSet::new(),
-            permits: Vec::new(),
-            buying: None,
+            permits,
             batches: 0,
             jobs: 0,
             held_since: None,
@@ -226,7 +214,7 @@ impl Intake {
                     }
                 }
                 Some(_) => {
-                    self.return_permits();
+                    self.permits.give_up();
                     let since = *self.held_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > HOLD_AT_MOST {
                         return End::HeldTooLong;
@@ -240,14 +228,11 @@ impl Intake {
                 () = stop.cancelled() => return End::Stop,
                 () = &mut leave => return End::GivenUp,
                 Some(done) = self.running.join_next() => unsettled.extend(self.done(done)),
+                () = self.permits.bought() => {}
                 incoming = subscription.next() => match incoming {
                     Some(incoming) => self.accept(incoming),
                     None => return End::Gone,
                 },
-                permits = bought(&mut self.buying), if self.buying.is_some() => {
-                    self.buying = None;
-                    self.permits.extend(permits);
-                }
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
                 _ = looks.tick() => match self.watchdog.look(self.waiting(holding.is_some()), Instant::now()) {
                     None => {}
@@ -334,20 +319,11 @@ impl Intake {
     fn start_batches(&mut self) {
         let concurrency = usize::from(self.context.bot.config().concurrency);
         while self.batches < concurrency && self.lanes.ready() > 0 {
-            let Some(permit) = self.permits.pop() else {
-                let (bot, wanted) = (&self.context.bot, self.lanes.ready().min(concurrency - self.batches));
-                let purchase = || {
-                    let bot = Arc::clone(bot);
-                    Purchase(async move { bot.permits(wanted).await }.boxed())
-                };
-                self.buying.get_or_insert_with(purchase);
-                return;
-            };
-            if permit.is_fresh() {
-                self.start_batch(permit);
-            }
+            let wanted = self.lanes.ready().min(concurrency - self.batches);
+            let Some(permit) = self.permits.take(wanted) else { return };
+            self.start_batch(permit);
         }
-        self.permits.clear();
+        self.permits.put_back();
     }
 
     fn start_batch(&mut self, permit: Permit) {
@@ -364,22 +340,15 @@ impl Intake {
         }));
     }
 
-    /// Nothing is started for now: places in the budget that were bought are given up.
-    fn return_permits(&mut self) {
-        self.buying = None;
-        self.permits.clear();
-    }
-
     fn done(&mut self, done: Result<Done, tokio::task::JoinError>) -> Unsettled {
         self.watchdog.progress(Instant::now());
         match done {
             Ok(Done::Batch { conversation, jobs, finished }) => {
-                let Finished { memory, permit, unsettled } = *finished;
+                let Finished { memory, unsettled } = *finished;
                 self.batches = self.batches.saturating_sub(1);
                 self.jobs = self.jobs.saturating_sub(jobs);
                 self.lanes.done(Instant::now(), &conversation);
                 self.memories.put(conversation, memory);
-                self.permits.extend(permit);
                 unsettled
             }
             Ok(Done::Rejection(envelope)) => envelope.into_iter().map(|envelope| *envelope).collect(),
@@ -404,7 +373,7 @@ impl Intake {
         self.health.set(&self.part, Condition::NotReady(text.to_owned()));
         self.told = None;
         self.seat.leave();
-        self.return_permits();
+        self.permits.give_up();
         let waiting = self.lanes.clear();
         if matches!(end, End::Stop | End::GivenUp) {
             while let Some(done) = self.running.join_next().await {
@@ -419,13 +388,6 @@ impl Intake {
         while let Some(done) = self.running.join_next().await {
             drop(self.done(done));
         }
-    }
-}
-
-async fn bought(purchase: &mut Option<Purchase>) -> Vec<Permit> {
-    match purchase {
-        Some(Purchase(permits)) => permits.await,
-        None => std::future::pending().await,
     }
 }
 

@@ -28,12 +28,14 @@ struct Entry {
 }
 
 impl Recent {
-    /// The verdict that a job has in that replay generation. What was applied is applied in all later ones; an earlier
-    /// one was refused, or nobody would have replayed the job, and how it was told the ledger knows.
+    /// The verdict that a job has in that replay generation. What was applied is applied in all later ones. An earlier
+    /// one was refused, or nobody would have replayed the job; how it was told, the ledger knows that names the effect.
+    /// Where none does, not doing the job again comes first.
     #[must_use]
     pub fn find(&self, mark: &Mark, generation: u32) -> Option<&Verdict> {
-        let Entry { generation: of, verdict, .. } = self.verdicts.get(mark)?;
-        (*of == generation || (*verdict == Verdict::Applied && *of < generation)).then_some(verdict)
+        let Entry { generation: of, verdict, place } = self.verdicts.get(mark)?;
+        let binds = *verdict == Verdict::Applied && (*of < generation || place.is_some());
+        (*of == generation || binds).then_some(verdict)
     }
 
     /// Where a job took effect, if it did and no ledger named it.
@@ -86,6 +88,9 @@ mod tests {
         recent.insert(mark("a"), 2, refused, None);
         assert_eq!(recent.find(&mark("a"), 0), None, "it was refused then");
         assert_eq!(recent.find(&mark("a"), 7), Some(&Verdict::Applied));
+        let place = Place { base: None, follows: None };
+        recent.insert(mark("b"), 1, Verdict::Applied, Some(place));
+        assert_eq!(recent.find(&mark("b"), 0), Some(&Verdict::Applied), "no ledger would tell");
     }
 
     #[test]

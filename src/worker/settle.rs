@@ -2,6 +2,7 @@
 //! each message is settled once that is confirmed.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
@@ -127,6 +128,9 @@ impl Context {
             ended.verdict.clone(),
             ended.place,
         );
+        // The job may have come while its conversation's permit was waited for already.
+        let queued = work.started.saturating_duration_since(envelope.received);
+        let gate = work.gate.min(queued);
         let outcome = Outcome {
             subject: Subject::Job(task.job.id.clone()),
             conversation: Some(conversation.clone()),
@@ -144,8 +148,8 @@ impl Context {
             request_bytes: ended.request_bytes,
             generation: task.generation,
             timings: Timings {
-                queued: work.started.saturating_duration_since(envelope.received),
-                budget: work.cost.waited,
+                queued: queued - gate,
+                budget: gate + work.cost.waited,
                 api: work.cost.took,
                 total: envelope.received.elapsed(),
             },
@@ -270,6 +274,8 @@ struct Told {
 pub(super) struct Work {
     /// When its batch began.
     pub started: Instant,
+    /// How long its first permit was waited for.
+    pub gate: Duration,
     /// What it cost.
     pub cost: Cost,
     /// Whether somebody of the conversation is on the ladder.
