@@ -425,9 +425,18 @@ impl Server {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago.
+/// The ports that our servers listen on: below those that the system gives to outgoing connections (from 32,768 on
+/// Linux, from 49,152 elsewhere). A server that is killed would otherwise lose its port to any connection made
+/// before it is back, such as the next try of a client to reach that very port, which then connects to itself.
+const PORTS: std::ops::Range<u16> = 20_000..32_768;
+
+/// A port of the loopback interface that was free a moment ago, and that only a listener takes.
 fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    let first = rand::random_range(PORTS);
+    (first..PORTS.end)
+        .chain(PORTS.start..first)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .ok_or_else(|| std::io::ErrorKind::AddrInUse.into())
 }
 
 /// The first of the places that is a file: `name` in each directory of the PATH, then Debian's places.
