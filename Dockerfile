@@ -8,6 +8,8 @@
 ARG RUST_VERSION=1.95
 
 FROM rust:${RUST_VERSION}-slim-trixie AS builder
+# jemalloc is built by make, which the slim image lacks.
+RUN command -v make || (apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*)
 WORKDIR /build
 # The dependencies alone, against empty sources: built again only when they change.
 COPY Cargo.toml Cargo.lock ./

@@ -210,7 +210,7 @@ impl Ladder {
 }
 
 fn tag(bot: &str, conversation: &ConversationId) -> String {
-    format!("{bot}:{conversation}")
+    [bot, ":", conversation.as_str()].concat()
 }
 
 /// The key of a conversation's line.

@@ -114,7 +114,7 @@ impl RedisLink {
     /// a cluster.
     #[must_use]
     pub fn key(&self, kind: &str, tag: &str) -> String {
-        format!("{}:{kind}:{{{tag}}}", self.prefix)
+        [&self.prefix, ":", kind, ":{", tag, "}"].concat()
     }
 
     /// Runs a script.

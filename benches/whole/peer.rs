@@ -92,7 +92,7 @@ pub struct Running {
 }
 
 /// What a process has used so far.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
     /// CPU time, user and system.
     pub cpu: Duration,
@@ -103,9 +103,11 @@ pub struct Usage {
 
 impl Running {
     /// A command of the real binary.
-    pub fn of_ours(stage: &Stage, command: &str, settings: &std::path::Path) -> anyhow::Result<Self> {
+    pub fn of_ours(stage: &Stage, command: &[&str], settings: &std::path::Path) -> anyhow::Result<Self> {
         let binary = env!("CARGO_BIN_EXE_context-injector");
-        Self::spawn(stage, vec![binary.into(), "--config".into(), settings.into(), command.into()])
+        let settings: [OsString; 2] = ["--config".into(), settings.into()];
+        let command = command.iter().map(OsString::from);
+        Self::spawn(stage, std::iter::once(binary.into()).chain(settings).chain(command).collect())
     }
 
     fn spawn(stage: &Stage, command: Vec<OsString>) -> anyhow::Result<Self> {
@@ -136,6 +138,11 @@ impl Running {
     pub async fn kill9(&self) {
         self.watched.signal("KILL");
         self.watched.wait().await;
+    }
+
+    /// Waits until it has ended by itself; its exit status.
+    pub async fn ended(&self) -> i32 {
+        self.watched.wait().await
     }
 
     /// What it has used so far.

@@ -4,6 +4,7 @@ use crate::report::Report;
 use crate::stage::Stage;
 
 mod cold;
+mod dead_letters;
 mod fail_over;
 mod hot;
 mod latency;
@@ -13,7 +14,7 @@ mod throughput;
 mod zipf;
 
 /// All of them, in the order in which they run.
-pub const NAMES: [&str; 7] = ["cold", "zipf", "hot", "latency", "failover", "relay", "memory"];
+pub const NAMES: [&str; 8] = ["cold", "zipf", "hot", "latency", "failover", "relay", "memory", "deadletters"];
 
 /// Runs the scenario of that name.
 pub async fn run(name: &str, stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
@@ -25,6 +26,7 @@ pub async fn run(name: &str, stage: &mut Stage, report: &mut Report) -> anyhow::
         "failover" => fail_over::run(stage, report).await,
         "relay" => relay::run(stage, report).await,
         "memory" => memory::run(stage, report).await,
+        "deadletters" => dead_letters::run(stage, report).await,
         _ => anyhow::bail!("there is no scenario {name}"),
     }
 }

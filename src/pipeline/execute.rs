@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::endings::{self, Ended, Ending, Task};
+use super::json;
 use super::ledger::Mark;
 use super::memory::Memory;
 use super::plan::{self, Fate, Ground, MAX_BATCH, Plan};
@@ -365,7 +366,7 @@ impl Run<'_> {
             let meters = self.with.bot.meters();
             meters.ledger_entries.record(to_f64(ledger.len()));
             let written = plan.changes.last().and_then(|change| change.value.as_ref());
-            let bytes = written.map_or(0, |value| value.to_string().len());
+            let bytes = written.map_or(0, json::length);
             meters.ledger_bytes.record(to_f64(bytes));
         }
     }

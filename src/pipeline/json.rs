@@ -3,7 +3,7 @@
 //! `serde_json` keeps the last of two equal names and has no limit of depth for what it skips; two readers of
 //! one job must not see two jobs (RFC 8259 §4), so both are refused here. Numbers keep their text.
 
-use std::fmt;
+use std::{fmt, io};
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -27,6 +27,28 @@ pub fn parse(bytes: &[u8]) -> Result<Value, String> {
     }
     let raw: &RawValue = serde_json::from_str(text).map_err(|error| explain(&error))?;
     build(raw.get(), 0)
+}
+
+/// Bytes of a value as it is written, without spaces.
+#[must_use]
+pub fn length(value: &Value) -> usize {
+    let mut count = Count(0);
+    // Neither the counter nor a value, whose names are all texts, can fail.
+    serde_json::to_writer(&mut count, value).map_or(usize::MAX, |()| count.0)
+}
+
+/// Counts what is written to it.
+struct Count(usize);
+
+impl io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The error's place and kind. Its own text may repeat a piece of the input.

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::json;
 use super::verdict::Reason;
 use crate::job::{ConversationId, JobId, Name, Version};
 
@@ -236,7 +237,7 @@ impl Ledger {
             self.evict_oldest(&mut gone);
         }
         let mut value = self.write();
-        while value.to_string().len() > MAX_BYTES {
+        while json::length(&value) > MAX_BYTES {
             if self.records.is_empty() {
                 self.sequences.remove(0);
             } else {

@@ -20,6 +20,14 @@ const SNAPSHOT_AGE: Duration = Duration::from_secs(30);
 /// Most jobs without a ledger entry that are remembered for the next one.
 const UNRECORDED: usize = 64;
 
+/// What a conversation of which only the version is known takes, its place in the cache included: bytes.
+const EMPTY: usize = 600;
+/// What a node of a tree of variables takes, bytes, and how many variables it usually holds.
+const NODE: usize = 800;
+const NODE_HOLDS: usize = 6;
+/// What a mark takes with what is noted beside it, bytes.
+const MARK: usize = 120;
+
 /// What is remembered of one conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Memory {
@@ -154,10 +162,13 @@ impl Memory {
     /// Bytes that it roughly takes, for the bound of the cache that holds it.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let variables = self.snapshot.as_ref().and_then(|(snapshot, _)| snapshot.variables());
-        let variables =
-            variables.map_or(0, |all| all.iter().map(|(name, value)| name.key.len() + 64 + weight(value)).sum());
-        256 + variables + 100 * self.evicted.len()
+        let snapshot = self.snapshot.as_ref().map(|(snapshot, _)| snapshot);
+        let variables = snapshot.and_then(Snapshot::variables).map_or(0, |all| {
+            let nodes = 1 + all.len() / NODE_HOLDS;
+            nodes * NODE + all.iter().map(|(name, value)| name.key.len() + weight(value)).sum::<usize>()
+        });
+        let in_ledger = snapshot.and_then(Snapshot::ledger).map_or(0, Ledger::len);
+        EMPTY + variables + MARK * (in_ledger + self.unrecorded.len() + self.evicted.len())
     }
 }
 

@@ -3,6 +3,7 @@
 //! The wire form is `schemas/job.v1.json`; a test holds schema and parser against each other. The parser is our
 //! own because it must tell the reason code and the JSON pointer of the fault, which a schema checker cannot.
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -218,7 +219,7 @@ fn read_variables(bot: &Bot, value: Value) -> Result<Vec<Variable>, Rejection> {
 }
 
 fn read_variable(bot: &Bot, key: &str, value: Value) -> Result<Variable, Rejection> {
-    let pointer = format!("/variables/{}", escape(key));
+    let pointer = ["/variables/", &escape(key)].concat();
     check_key(bot, key, &pointer)?;
     let Value::Object(map) = value else {
         return Err(violation(&pointer, format!("must be an object, not {}", kind(&value))));
@@ -308,7 +309,7 @@ fn read_templates(bot: &Bot, value: Value) -> Result<Vec<(String, Template)>, Re
 /// Bytes that an operation surely adds to the request.
 fn operand_bytes(operation: &Operation) -> usize {
     match operation {
-        Operation::Set(Operand::Value(value)) => value.to_string().len(),
+        Operation::Set(Operand::Value(value)) => json::length(value),
         _ => 0,
     }
 }
@@ -325,7 +326,7 @@ impl Fields {
     }
 
     fn at(&self, name: &str) -> String {
-        format!("{}/{name}", self.pointer)
+        [&self.pointer, "/", name].concat()
     }
 
     fn take(&mut self, name: &str) -> Option<Value> {
@@ -397,7 +398,7 @@ impl Fields {
         let pointer = self.at(name);
         let value = self.take(name).ok_or_else(|| violation(&pointer, "is missing"))?;
         check_numbers(&value, &pointer)?;
-        let bytes = value.to_string().len();
+        let bytes = json::length(&value);
         if bytes > bot.max_value_bytes {
             let text = format!("has {bytes} bytes; max_value_bytes is {}", bot.max_value_bytes);
             return Err(Rejection::at(Reason::ValueTooLarge, pointer, text));
@@ -460,9 +461,10 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// A name as one step of a JSON pointer (RFC 6901 §3); a long one is cut, since producers choose it.
-fn escape(name: &str) -> String {
-    let cut = name.chars().take(200).collect::<String>();
-    cut.replace('~', "~0").replace('/', "~1")
+fn escape(name: &str) -> Cow<'_, str> {
+    let end = name.char_indices().nth(200).map_or(name.len(), |(at, _)| at);
+    let cut = &name[..end];
+    if cut.contains(['~', '/']) { cut.replace('~', "~0").replace('/', "~1").into() } else { cut.into() }
 }
 
 /// The schemas, as shipped.

@@ -64,7 +64,7 @@ pub type Unsettled = Vec<Envelope>;
 #[derive(Debug)]
 pub struct Finished {
     /// What is to be remembered of the conversation.
-    pub memory: Memory,
+    pub memory: Box<Memory>,
     /// What stays unsettled.
     pub unsettled: Unsettled,
 }
@@ -75,7 +75,7 @@ impl Context {
         &self,
         conversation: &ConversationId,
         batch: Vec<Held>,
-        mut memory: Memory,
+        mut memory: Box<Memory>,
         mut permit: Permit,
     ) -> Finished {
         let gate = permit.take_waited();

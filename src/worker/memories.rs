@@ -9,7 +9,7 @@ use crate::pipeline::memory::Memory;
 /// Most conversations.
 const MAX_CONVERSATIONS: usize = 20_000;
 /// Most bytes of all of them, roughly.
-const MAX_WEIGHT: usize = 32 * 1024 * 1024;
+const MAX_WEIGHT: usize = 12_000_000;
 
 /// Memories by conversation. One that is under way is taken out.
 #[derive(Debug, Default)]
@@ -23,22 +23,23 @@ pub struct Memories {
 
 #[derive(Debug)]
 struct Entry {
-    memory: Memory,
+    /// Boxed: a table has room for twice as many.
+    memory: Box<Memory>,
     used: u64,
     weight: usize,
 }
 
 impl Memories {
     /// Takes the memory of a conversation out; an unknown one is empty.
-    pub fn take(&mut self, conversation: &ConversationId) -> Memory {
-        let Some(entry) = self.entries.remove(conversation) else { return Memory::default() };
+    pub fn take(&mut self, conversation: &ConversationId) -> Box<Memory> {
+        let Some(entry) = self.entries.remove(conversation) else { return Box::default() };
         self.uses.remove(&entry.used);
         self.weight -= entry.weight;
         entry.memory
     }
 
     /// Puts the memory of a conversation back.
-    pub fn put(&mut self, conversation: ConversationId, memory: Memory) {
+    pub fn put(&mut self, conversation: ConversationId, memory: Box<Memory>) {
         drop(self.take(&conversation));
         self.clock += 1;
         let weight = memory.weight();
@@ -68,11 +69,11 @@ mod tests {
     fn the_number_is_bounded_and_the_least_used_go() {
         let mut memories = Memories::default();
         for number in 0..MAX_CONVERSATIONS {
-            memories.put(conversation(number), Memory::default());
+            memories.put(conversation(number), Box::default());
         }
         let first = memories.take(&conversation(0));
         memories.put(conversation(0), first);
-        memories.put(conversation(MAX_CONVERSATIONS), Memory::default());
+        memories.put(conversation(MAX_CONVERSATIONS), Box::default());
         assert!(memories.entries.contains_key(&conversation(0)));
         assert!(!memories.entries.contains_key(&conversation(1)));
         assert_eq!(memories.entries.len(), memories.uses.len());

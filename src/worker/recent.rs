@@ -10,7 +10,7 @@ use crate::pipeline::place::Place;
 use crate::pipeline::verdict::Verdict;
 
 /// Most jobs that are remembered.
-const LIMIT: usize = 50_000;
+const LIMIT: usize = 20_000;
 
 /// Verdicts of the last jobs.
 #[derive(Debug, Default)]
@@ -22,9 +22,31 @@ pub struct Recent {
 #[derive(Debug)]
 struct Entry {
     generation: u32,
-    verdict: Verdict,
+    end: End,
+}
+
+/// Small: there are many, and nearly all were applied.
+#[derive(Debug)]
+enum End {
     /// Where the job took effect, if no ledger names it.
-    place: Option<Place>,
+    Applied(Option<Box<Place>>),
+    Other(Box<Verdict>),
+}
+
+impl Entry {
+    fn verdict(&self) -> &Verdict {
+        match &self.end {
+            End::Applied(_) => &Verdict::Applied,
+            End::Other(verdict) => verdict,
+        }
+    }
+
+    fn place(&self) -> Option<&Place> {
+        match &self.end {
+            End::Applied(place) => place.as_deref(),
+            End::Other(_) => None,
+        }
+    }
 }
 
 impl Recent {
@@ -33,27 +55,32 @@ impl Recent {
     /// Where none does, not doing the job again comes first.
     #[must_use]
     pub fn find(&self, mark: &Mark, generation: u32) -> Option<&Verdict> {
-        let Entry { generation: of, verdict, place } = self.verdicts.get(mark)?;
-        let binds = *verdict == Verdict::Applied && (*of < generation || place.is_some());
-        (*of == generation || binds).then_some(verdict)
+        let entry = self.verdicts.get(mark)?;
+        let verdict = entry.verdict();
+        let binds = *verdict == Verdict::Applied && (entry.generation < generation || entry.place().is_some());
+        (entry.generation == generation || binds).then_some(verdict)
     }
 
     /// Where a job took effect, if it did and no ledger named it.
     #[must_use]
     pub fn place(&self, mark: &Mark) -> Option<&Place> {
-        self.verdicts.get(mark)?.place.as_ref()
+        self.verdicts.get(mark)?.place()
     }
 
     /// Remembers a verdict, and where the job took effect if no ledger names it.
     pub fn insert(&mut self, mark: Mark, generation: u32, verdict: Verdict, place: Option<Place>) {
-        if let Some(before) = self.verdicts.get_mut(&mark).filter(|before| before.verdict == Verdict::Applied) {
+        if let Some(End::Applied(before)) = self.verdicts.get_mut(&mark).map(|entry| &mut entry.end) {
             // A ledger that names it by now is the better witness.
             if verdict == Verdict::Applied && place.is_none() {
-                before.place = None;
+                *before = None;
             }
             return;
         }
-        if self.verdicts.insert(mark.clone(), Entry { generation, verdict, place }).is_none() {
+        let end = match verdict {
+            Verdict::Applied => End::Applied(place.map(Box::new)),
+            other => End::Other(Box::new(other)),
+        };
+        if self.verdicts.insert(mark.clone(), Entry { generation, end }).is_none() {
             self.order.push_back(mark);
         }
         if self.order.len() > LIMIT

@@ -109,7 +109,7 @@ async fn measure(stage: &Stage, round: usize, cold: f64, with_hot: bool) -> anyh
     let is_measured = jobs.iter().map(|(at, ..)| *at >= WARM_UP).collect::<Vec<_>>();
 
     let mut outcomes = Outcomes::subscribe(&stage.taking).await?;
-    let running = Running::of_ours(stage, "worker", &stage.settings(IN_FLIGHT, REQUESTS_PER_SECOND, BURST)?)?;
+    let running = Running::of_ours(stage, &["worker"], &stage.settings(IN_FLIGHT, REQUESTS_PER_SECOND, BURST)?)?;
     running.ready().await?;
     let load = Loader::of_jobs(&stage.publishing).await?.at_times(schedule(jobs));
     let (mut of_cold, mut of_hot) = (Vec::new(), Vec::new());

@@ -35,7 +35,7 @@ pub async fn run(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
         secret = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcmstISE="
         "#
     );
-    let relay = Running::of_ours(stage, "relay", &stage.settings_with(1, 100, 5, &endpoint)?)?;
+    let relay = Running::of_ours(stage, &["relay"], &stage.settings_with(1, 100, 5, &endpoint)?)?;
     relay.ready().await?;
     let channel = stage.publishing.create_channel().await?;
     channel.queue_purge("context.webhooks.bench".into(), QueuePurgeOptions::default()).await?;

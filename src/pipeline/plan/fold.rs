@@ -10,6 +10,7 @@ use super::{Applied, Candidate, Fate, Ground, KeyOutcome, Plan};
 use crate::config::{Bot, LedgerMode};
 use crate::job::{Job, Name, OnConflict, Operation, Scope, Variable, Version};
 use crate::pipeline::evicted::Memory;
+use crate::pipeline::json;
 use crate::pipeline::ledger::{Found, Ledger, Mark};
 use crate::pipeline::merge;
 use crate::pipeline::numbers::json_eq;
@@ -327,7 +328,7 @@ impl<'a> Fold<'a> {
             (true, OnConflict::Overwrite) | (false, _) => {}
         }
         let new = result.map_err(|fault| Rejection::at(fault.code, pointer(fault.field), fault.text))?;
-        let bytes = new.as_ref().map_or(0, |value| value.to_string().len());
+        let bytes = new.as_ref().map_or(0, json::length);
         if bytes > self.bot.max_value_bytes {
             let text = format!("the value would have {bytes} bytes; max_value_bytes is {}", self.bot.max_value_bytes);
             return Err(Rejection::at(Reason::ValueTooLarge, pointer(""), text));
