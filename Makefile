@@ -3,11 +3,13 @@
 # make test          unit, property and integration tests
 # make model         the protocol's states under many faults at once; `make test` has the narrow ones
 # make chaos         everything fails at once, for minutes; CHAOS_SEED=… draws the same again, CHAOS_SCALE=… percent of it
+# make chaos-net     networks are cut between containers, for minutes, needs docker; CHAOS_SEED, CHAOS_SCALE as above,
+#                    CHAOS_CUTS=broker,redis,api,nodes picks some
 # make fuzz          12 million hostile inputs (RUNS=… for each of three targets)
 # make lint          what CI refuses
 # make bench         the worker beside its peers; BENCH=cold,hot picks scenarios (see benches/whole/main.rs)
 
-.PHONY: demo test model chaos fuzz lint bench bench-instructions
+.PHONY: demo test model chaos chaos-net fuzz lint bench bench-instructions
 
 demo:
 	@scripts/ensure-servers.sh
@@ -24,6 +26,10 @@ model:
 chaos:
 	@scripts/ensure-servers.sh
 	cargo test --locked --test it -- --ignored --nocapture --exact chaos::everything_fails_for_minutes
+
+chaos-net:
+	@scripts/containers/base-images.sh base rabbitmq redis firewall
+	cargo test --locked --test it -- --ignored --nocapture --exact chaos::net::networks_are_cut_between_containers
 
 # Inputs that nobody would write, RUNS of them for each of three targets; installs cargo-fuzz where it is missing.
 RUNS ?= 4000000

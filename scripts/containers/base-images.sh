@@ -7,8 +7,10 @@
 #   rust:<version>-slim-trixie    that, a linker, and the toolchain that `rustc` on the PATH belongs to
 #   rabbitmq:4, redis:8           that, and Debian's packages (RabbitMQ 4.0, Redis 8.0)
 #
-#   scripts/containers/base-images.sh [base] [builder] [rabbitmq] [redis]      (nothing named: all of them)
-#   scripts/containers/base-images.sh remove                                   the stand-ins, not what was pulled
+# and, in no registry, context-injector-firewall:trixie (firewall.Dockerfile).
+#
+#   scripts/containers/base-images.sh [base] [builder] [rabbitmq] [redis] [firewall]   (nothing named: the first four)
+#   scripts/containers/base-images.sh remove                          what was made here, not what was pulled
 #
 # RABBITMQ_IMAGE and REDIS_IMAGE name other images, RUST_VERSION another compiler than the Dockerfile's.
 set -eu
@@ -20,6 +22,7 @@ rust_version=${RUST_VERSION:-$(sed -n 's/^ARG RUST_VERSION=//p' "$root/Dockerfil
 builder=rust:$rust_version-slim-trixie
 rabbitmq=${RABBITMQ_IMAGE:-rabbitmq:4}
 redis=${REDIS_IMAGE:-redis:8}
+firewall=context-injector-firewall:trixie
 # How the stand-ins are known.
 label=context-injector.stand-in
 
@@ -107,7 +110,7 @@ has_base() { has "$base" || make_base; }
 
 remove() {
     # Children before their base; what runs in a container stays, and docker says so.
-    for image in "$rabbitmq" "$redis" "$builder" "$base"; do
+    for image in "$firewall" "$rabbitmq" "$redis" "$builder" "$base"; do
         made=$(docker image inspect --format "{{ index .Config.Labels \"$label\" }}" "$image" 2>/dev/null || true)
         [ "$made" != true ] || docker image rm "$image"
     done
@@ -123,7 +126,8 @@ for wanted; do
     builder) has "$builder" || make_builder ;;
     rabbitmq) has "$rabbitmq" || make_server rabbitmq "$rabbitmq" ;;
     redis) has "$redis" || make_server redis "$redis" ;;
+    firewall) is_here "$firewall" || make_server firewall "$firewall" ;;
     remove) remove ;;
-    *) fail "$wanted: one of base, builder, rabbitmq, redis, remove" ;;
+    *) fail "$wanted: one of base, builder, rabbitmq, redis, firewall, remove" ;;
     esac
 done

@@ -18,11 +18,12 @@ use async_rs::{Runtime, Tokio};
 use bytes::{Buf as _, BytesMut};
 use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite};
-use lapin::tcp::{AMQPUriTcpExt as _, AsyncTcpStream};
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
 mod frames;
+mod reach;
 
 /// Bytes asked of the socket at a time.
 const READ_SIZE: usize = 64 * 1024;
@@ -33,10 +34,7 @@ const READ_SIZE: usize = 64 * 1024;
 /// lapin's.
 pub async fn connect(uri: AMQPUri, properties: ConnectionProperties) -> lapin::Result<Connection> {
     let runtime = Runtime::new(Kit(Tokio::current()));
-    let open = async |uri: AMQPUri, _: Runtime<Kit>| {
-        let socket = uri.connect_async(&Runtime::tokio_current()).await?;
-        Ok(AsyncTcpStream::Plain(Legible::new(socket)))
-    };
+    let open = async |uri: AMQPUri, _: Runtime<Kit>| Ok(AsyncTcpStream::Plain(Legible::new(reach::any(&uri).await?)));
     Connection::connector(uri, runtime, open, properties).await
 }
 

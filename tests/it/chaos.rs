@@ -7,11 +7,13 @@
 //!
 //! `make chaos` is the full run, minutes long; a short one is among the tests. The seed is printed, and
 //! `make chaos CHAOS_SEED=…` draws the same jobs and the same faults again. (What a kill meets in the middle is the
-//! scheduler's choice; so a violation is told with its evidence, which stays under `target/tmp/chaos`.)
+//! scheduler's choice; so a violation is told with its evidence, which stays under `target/tmp/chaos`.) [`net`] has
+//! the same load and the same checker where networks are cut instead: `make chaos-net`.
 
 mod checker;
 mod foreign;
 mod load;
+mod net;
 mod plan;
 mod recovery;
 mod report;
@@ -23,6 +25,7 @@ use std::time::Duration;
 use context_injector::sandbox;
 use context_injector::servers::{Broker, Redis};
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::world::{Process, Servers, Setup, World};
@@ -42,14 +45,13 @@ const SHORT: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_fails_at_once_and_nothing_is_lost_or_doubled() {
-    run("short", Plan::new(seed().unwrap_or(1), SHORT)).await;
+    run("short", Plan::of_processes(seed().unwrap_or(1), SHORT)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes long: make chaos"]
 async fn everything_fails_for_minutes() {
-    let scale = std::env::var("CHAOS_SCALE").map_or(100, |scale| scale.parse().expect("CHAOS_SCALE: percent"));
-    run("full", Plan::new(seed().unwrap_or_else(rand::random), scale)).await;
+    run("full", Plan::of_processes(seed().unwrap_or_else(rand::random), scale())).await;
 }
 
 fn seed() -> Option<u64> {
@@ -57,82 +59,120 @@ fn seed() -> Option<u64> {
     Some(seed.parse().expect("CHAOS_SEED: a number"))
 }
 
-async fn run(name: &str, plan: Plan) {
-    println!("CHAOS_SEED={} CHAOS_SCALE={}", plan.seed, plan.scale);
-    let load = Load::draw(plan.seed, plan.jobs);
-    let mut world = World::bare(Some(Servers::private().await), |setup| settings(setup, &plan)).await;
-    let url = world.sandbox.url();
-    world.change_settings(|setup| {
-        setup.set("bots.always.base_url", url.as_str());
-    });
-    world.apply_topology().await;
-    for conversation in load.conversations() {
-        world.sandbox.seed(&conversation, [(sandbox::Scope::Conversation, "word", Value::from("text"))]);
-    }
-    let mut servers = world.take_servers();
-    let address = Address { amqp_url: world.amqp_url.clone(), prefix: world.prefix.clone() };
-    let subscriber = Subscriber::open(address.clone()).await;
-    let log = Log::default();
-    let started = Instant::now();
-    let workers = strike(&world, &plan, &load, &address, &subscriber, &mut servers, &log).await;
-    come_to_rest(&world, &load, &subscriber, workers, &log).await;
-    let took = started.elapsed();
+fn scale() -> usize {
+    std::env::var("CHAOS_SCALE").map_or(100, |scale| scale.parse().expect("CHAOS_SCALE: percent"))
+}
 
-    let evidence = gather(&world, &load, &subscriber, &log).await;
-    let complaints = complaints(&world, &address, &evidence, &log).await;
-    let judgement = checker::judge(&evidence);
-    let struck = log.struck.borrow();
-    let recovery = recovery::times(&struck, &subscriber.seen.lock().unwrap().new);
-    let report = Report {
-        plan: &plan,
-        messages: load.stream.len(),
-        evidence: &evidence,
-        judgement: &judgement,
-        struck: &struck,
-        recovery: &recovery,
-        complaints: &complaints,
-        took,
-    };
-    let directory = report::directory(name);
-    report.keep(&directory);
-    world.keep_logs(&directory);
-    println!("{}", report.text());
-    let good = report.is_good();
-    // Before the test fails: a world that goes in a panic prints the end of each of its logs.
-    drop((subscriber, world));
-    assert!(good, "the run was not as promised; everything is in {}", directory.display());
+async fn run(name: &str, plan: Plan) {
+    let mut world = World::bare(Some(Servers::private().await), |setup| settings(setup, &plan)).await;
+    let amqp_urls = vec![world.amqp_url.clone()];
+    let mut servers = world.take_servers();
+    let run = Run::prepare(plan, world, amqp_urls).await;
+    let workers = strike(&run, &mut servers).await;
+    run.finish(name, workers).await;
 }
 
 /// Everything at once, until the whole load is published and the last fault has struck. The workers are left.
-async fn strike(
-    world: &World,
-    plan: &Plan,
-    load: &Load,
-    address: &Address,
-    subscriber: &Subscriber,
-    (broker, redis): &mut (Broker, Redis),
-    log: &Log,
-) -> Vec<Process> {
-    let (api, conversations) = (world.sandbox.url(), load.conversations());
-    let told = || subscriber.outcomes.clone();
-    let all = async {
+async fn strike(run: &Run, (broker, redis): &mut (Broker, Redis)) -> Vec<Process> {
+    let (world, plan, log) = (&run.world, &run.plan, &run.log);
+    let faults = async {
         tokio::join!(
-            strikes::workers(world, plan, told(), log),
-            strikes::broker(broker, plan, told(), log),
-            strikes::redis(redis, plan, told(), log),
-            strikes::api(world, plan, told(), log),
-            traffic::produce(address, load, told(), &log.sent),
+            strikes::workers(world, plan, run.told(), log),
+            strikes::broker(broker, plan, run.told(), log),
+            strikes::redis(redis, plan, run.told(), log),
+            strikes::api(world, plan, run.told(), log),
         )
+        .0
     };
-    tokio::select! {
-        (workers, (), (), (), ()) = all => return workers,
-        () = foreign::write(&api, &conversations, plan.seed) => {}
-        () = stalled(subscriber) => log.complain(format!("no outcome for {STALLED:?} while faults struck")),
+    if let Some(workers) = run.under_load(faults).await {
+        return workers;
     }
     // Whatever was under way was cut off in the middle.
     broker.start_again().await.unwrap();
     redis.start_again().await.unwrap();
     vec![world.spawn("worker")]
+}
+
+/// A run that has everything that it needs; what strikes, and whom, is others' business.
+struct Run {
+    plan: Plan,
+    load: Load,
+    world: World,
+    address: Address,
+    subscriber: Subscriber,
+    log: Log,
+    started: Instant,
+}
+
+impl Run {
+    /// Declares the topology, fills the conversations and subscribes.
+    async fn prepare(plan: Plan, mut world: World, amqp_urls: Vec<String>) -> Run {
+        println!("CHAOS_SEED={} CHAOS_SCALE={}", plan.seed, plan.scale);
+        let load = Load::draw(plan.seed, plan.jobs);
+        let url = world.sandbox.url();
+        world.change_settings(|setup| {
+            setup.set("bots.always.base_url", url.as_str());
+        });
+        world.apply_topology().await;
+        for conversation in load.conversations() {
+            world.sandbox.seed(&conversation, [(sandbox::Scope::Conversation, "word", Value::from("text"))]);
+        }
+        let address = Address { amqp_urls, prefix: world.prefix.clone() };
+        let subscriber = Subscriber::open(address.clone()).await;
+        Run { plan, load, world, address, subscriber, log: Log::default(), started: Instant::now() }
+    }
+
+    /// How many jobs have an outcome.
+    fn told(&self) -> watch::Receiver<usize> {
+        self.subscriber.outcomes.clone()
+    }
+
+    /// Publishes the whole load while faults strike and somebody else writes; `None` where nothing moved any more.
+    async fn under_load<T>(&self, faults: impl Future<Output = T>) -> Option<T> {
+        let (api, conversations) = (self.world.sandbox.url(), self.load.conversations());
+        let all =
+            async { tokio::join!(faults, traffic::produce(&self.address, &self.load, self.told(), &self.log.sent)) };
+        tokio::select! {
+            (faults, ()) = all => return Some(faults),
+            () = foreign::write(&api, &conversations, self.plan.seed) => {}
+            () = stalled(&self.subscriber) => {
+                self.log.complain(format!("no outcome for {STALLED:?} while faults struck"));
+            }
+        }
+        None
+    }
+
+    /// Lets everything come to rest, judges it, keeps the evidence under the name, and fails where anything is wrong.
+    async fn finish(self, name: &str, workers: Vec<Process>) {
+        let Run { plan, load, world, address, subscriber, log, started } = self;
+        come_to_rest(&world, &load, &subscriber, workers, &log).await;
+        let took = started.elapsed();
+
+        let evidence = gather(&world, &load, &subscriber, &log).await;
+        let complaints = complaints(&world, &address, &evidence, &log).await;
+        let judgement = checker::judge(&evidence);
+        let struck = log.struck.borrow();
+        let new = subscriber.seen.lock().unwrap().new.clone();
+        let report = Report {
+            plan: &plan,
+            messages: load.stream.len(),
+            evidence: &evidence,
+            judgement: &judgement,
+            struck: &struck,
+            recovery: &recovery::times(&struck, &new),
+            silences: &recovery::silences(&struck, &new),
+            complaints: &complaints,
+            took,
+        };
+        let directory = report::directory(name);
+        report.keep(&directory);
+        world.keep_logs(&directory);
+        println!("{}", report.text());
+        let good = report.is_good();
+        // Before the test fails: a world that goes in a panic prints the end of each of its logs.
+        drop((subscriber, world));
+        assert!(good, "the run was not as promised; everything is in {}", directory.display());
+    }
 }
 
 /// No more faults: what is left is worked off, then the workers are asked to end.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use context_injector::sandbox::{self, Sandbox};
-use context_injector::servers::watched::Scratch;
+use context_injector::servers::watched::{Scratch, Spec};
 use context_injector::servers::{Broker, Redis};
 
 pub use process::{Process, run_to_end};
@@ -214,10 +214,21 @@ impl World {
 
     /// A long-running command of the real binary, started and not waited for.
     pub fn spawn(&self, command: &str) -> Process {
-        let number = self.logs.borrow().len();
-        let log = self.directory.path().join(format!("{number}-{command}.log"));
-        self.logs.borrow_mut().push((format!("{command} {number}"), log.clone()));
+        let log = self.log(command);
         Process::spawn(command, &self.settings, log, self.http.clone())
+    }
+
+    /// The same where something else starts it, a container say: `how` gets the settings and the log.
+    pub fn spawn_as(&self, name: &str, how: impl FnOnce(&Path, PathBuf) -> Spec) -> Process {
+        let spec = how(&self.settings, self.log(name));
+        Process::watch(&spec, self.http.clone())
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        let number = self.logs.borrow().len();
+        let log = self.directory.path().join(format!("{number}-{name}.log"));
+        self.logs.borrow_mut().push((format!("{name} {number}"), log.clone()));
+        log
     }
 
     /// A short command of the real binary: its exit code and what it printed, errors after output.

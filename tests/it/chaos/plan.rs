@@ -37,10 +37,29 @@ pub enum Fault {
     TokenRevoked,
     /// The API takes half a second for everything, for a while.
     Slow,
+    /// What goes between one worker and RabbitMQ is lost for a while.
+    OneFromBroker,
+    /// The same, for both workers.
+    AllFromBroker,
+    /// What goes between one worker and Redis is lost for a while.
+    OneFromRedis,
+    /// The same, for both workers.
+    AllFromRedis,
+    /// What goes between one worker and the API is lost for a while.
+    OneFromApi,
+    /// The same, for both workers.
+    AllFromApi,
+    /// A node of the cluster is cut off from the others, for less than they need to notice.
+    NodeBriefly,
+    /// A node of the cluster is cut off from the others until it has stopped itself.
+    NodeInMinority,
 }
 
-/// How many of each at full scale, in the order of [`Fault`]; whom they strike.
-const FULL: [(Fault, usize, Whom); 12] = [
+/// Faults, how many of each at full scale, and whom they strike.
+type Kinds = [(Fault, usize, Whom)];
+
+/// What strikes processes.
+const PROCESSES: &Kinds = &[
     (Fault::WorkerKilled, 100, Whom::Workers),
     (Fault::WorkerTerminated, 10, Whom::Workers),
     (Fault::WorkerPaused, 10, Whom::Workers),
@@ -54,8 +73,20 @@ const FULL: [(Fault, usize, Whom); 12] = [
     (Fault::TokenRevoked, 10, Whom::Api),
     (Fault::Slow, 4, Whom::Api),
 ];
-/// Jobs at full scale.
-const FULL_JOBS: usize = 30_000;
+const PROCESSES_JOBS: usize = 30_000;
+
+/// What strikes networks.
+const NETWORKS: &Kinds = &[
+    (Fault::OneFromBroker, 6, Whom::BrokerLinks),
+    (Fault::AllFromBroker, 2, Whom::BrokerLinks),
+    (Fault::OneFromRedis, 6, Whom::RedisLinks),
+    (Fault::AllFromRedis, 3, Whom::RedisLinks),
+    (Fault::OneFromApi, 6, Whom::ApiLinks),
+    (Fault::AllFromApi, 3, Whom::ApiLinks),
+    (Fault::NodeBriefly, 3, Whom::Nodes),
+    (Fault::NodeInMinority, 6, Whom::Nodes),
+];
+const NETWORKS_JOBS: usize = 8_000;
 
 /// Whom a fault strikes; each has a line of faults of its own, and the lines run side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +95,10 @@ pub enum Whom {
     Broker,
     Redis,
     Api,
+    BrokerLinks,
+    RedisLinks,
+    ApiLinks,
+    Nodes,
 }
 
 /// One fault, due when so many jobs have an outcome.
@@ -83,18 +118,24 @@ pub struct Plan {
     pub seed: u64,
     pub scale: usize,
     pub jobs: usize,
+    kinds: &'static Kinds,
 }
 
 impl Plan {
-    /// At `scale` percent.
-    pub fn new(seed: u64, scale: usize) -> Plan {
-        Plan { seed, scale, jobs: FULL_JOBS * scale / 100 }
+    /// Processes are struck, at `scale` percent.
+    pub fn of_processes(seed: u64, scale: usize) -> Plan {
+        Plan { seed, scale, jobs: PROCESSES_JOBS * scale / 100, kinds: PROCESSES }
+    }
+
+    /// Networks are struck, at `scale` percent.
+    pub fn of_networks(seed: u64, scale: usize) -> Plan {
+        Plan { seed, scale, jobs: NETWORKS_JOBS * scale / 100, kinds: NETWORKS }
     }
 
     /// The faults that strike somebody, in order.
     pub fn faults(&self, whom: Whom) -> Vec<Due> {
         let mut dice = StdRng::seed_from_u64(self.seed ^ (0xfa017 + whom as u64));
-        let of_whom = FULL.iter().filter(|(_, _, struck)| *struck == whom);
+        let of_whom = self.kinds.iter().filter(|(_, _, struck)| *struck == whom);
         let mut faults: Vec<Fault> = of_whom
             .flat_map(|(fault, count, _)| std::iter::repeat_n(*fault, (count * self.scale).div_ceil(100)))
             .collect();
@@ -115,15 +156,19 @@ impl Plan {
 #[test]
 fn the_full_run_has_the_faults_that_it_promises_and_the_short_one_has_each_once_at_least() {
     let count = |plan: &Plan, whom, fault| plan.faults(whom).iter().filter(|due| due.fault == fault).count();
-    let (full, short) = (Plan::new(1, 100), Plan::new(1, 3));
+    let (full, short) = (Plan::of_processes(1, 100), Plan::of_processes(1, 3));
     assert_eq!(count(&full, Whom::Workers, Fault::WorkerKilled), 100);
     assert_eq!(full.faults(Whom::Broker).len(), 20);
-    for (fault, _, whom) in FULL {
+    for &(fault, _, whom) in PROCESSES {
         assert!(count(&short, whom, fault) >= 1, "{fault:?}");
+    }
+    let networks = Plan::of_networks(1, 100);
+    for &(fault, times, whom) in NETWORKS {
+        assert_eq!(count(&networks, whom, fault), times, "{fault:?}");
     }
     for whom in [Whom::Workers, Whom::Broker, Whom::Redis, Whom::Api] {
         let faults = full.faults(whom);
-        assert_eq!(faults, Plan::new(1, 100).faults(whom), "the seed decides");
+        assert_eq!(faults, Plan::of_processes(1, 100).faults(whom), "the seed decides");
         assert!(faults.is_sorted_by_key(|due| due.after) && faults.iter().all(|due| due.after < full.jobs));
     }
 }

@@ -20,6 +20,7 @@ pub struct Report<'a> {
     pub judgement: &'a Judgement,
     pub struck: &'a [Struck],
     pub recovery: &'a BTreeMap<Fault, Vec<Duration>>,
+    pub silences: &'a BTreeMap<Fault, Vec<Duration>>,
     /// What else is not as it should be.
     pub complaints: &'a [String],
     pub took: Duration,
@@ -53,14 +54,13 @@ impl Report<'_> {
         ] {
             let _ = writeln!(out, "{name:>24} {count}");
         }
-        let _ = writeln!(out, "from the end of a fault to the next outcome, in ms:");
+        let _ =
+            writeln!(out, "from the end of a fault to the next outcome; longest time without one meanwhile; in ms:");
         let mut kinds: BTreeMap<Fault, usize> = BTreeMap::new();
         self.struck.iter().for_each(|struck| *kinds.entry(struck.fault).or_default() += 1);
         for (fault, count) in kinds {
-            let times = self.recovery.get(&fault).map_or(&[][..], Vec::as_slice);
-            let show = |time: Option<&Duration>| time.map_or("-".to_owned(), |time| time.as_millis().to_string());
-            let (middle, most) = (show(times.get(times.len() / 2)), show(times.last()));
-            let _ = writeln!(out, "{:>24} × {count:<4} p50 {middle:>6}  max {most:>6}", format!("{fault:?}"));
+            let (next, silent) = (median_and_longest(self.recovery, fault), median_and_longest(self.silences, fault));
+            let _ = writeln!(out, "{:>24} × {count:<4} {next}   without {silent}", format!("{fault:?}"));
         }
         for (violation, sentences) in &self.judgement.violations {
             for sentence in sentences.iter().take(SHOWN) {
@@ -93,6 +93,13 @@ impl Report<'_> {
             std::fs::write(directory.join(name), text).unwrap();
         }
     }
+}
+
+fn median_and_longest(times: &BTreeMap<Fault, Vec<Duration>>, fault: Fault) -> String {
+    let times = times.get(&fault).map_or(&[][..], Vec::as_slice);
+    let show = |time: Option<&Duration>| time.map_or("-".to_owned(), |time| time.as_millis().to_string());
+    let (middle, most) = (show(times.get(times.len() / 2)), show(times.last()));
+    format!("p50 {middle:>6}  max {most:>6}")
 }
 
 /// Where the evidence of a run stays.

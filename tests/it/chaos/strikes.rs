@@ -31,7 +31,8 @@ pub struct Log {
 }
 
 impl Log {
-    fn note(&self, fault: Fault, from: Instant) {
+    /// Notes a fault that ends now.
+    pub(super) fn note(&self, fault: Fault, from: Instant) {
         self.struck.borrow_mut().push(Struck { fault, from, until: Instant::now(), ended: now_ms() });
     }
 
@@ -52,14 +53,14 @@ pub fn usual_faults() -> Value {
 }
 
 /// Waits until a fault is due; `None` where the run has ended before.
-async fn due(due: &Due, outcomes: &mut watch::Receiver<usize>) -> Option<()> {
+pub(super) async fn due(due: &Due, outcomes: &mut watch::Receiver<usize>) -> Option<()> {
     outcomes.wait_for(|told| *told >= due.after).await.ok()?;
     hold(due.wait).await;
     Some(())
 }
 
 /// The length of a fault, which is not a wait for anything.
-async fn hold(length: Duration) {
+pub(super) async fn hold(length: Duration) {
     tokio::time::sleep(length).await;
 }
 

@@ -20,17 +20,21 @@ use tokio::time::Instant;
 
 use super::checker::Told;
 use super::load::Load;
+use crate::world::{LIMIT, eventually};
 
 /// Messages that wait for their confirms at the same time.
 const WINDOW: usize = 50;
 /// Jobs without an outcome, at most: enough that there is always work, little enough that faults meet fresh jobs.
 const BACKLOG: usize = 600;
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+/// A node that a network has cut off may take a connection and then say nothing.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where everything is.
 #[derive(Debug, Clone)]
 pub struct Address {
-    pub amqp_url: String,
+    /// Of each node of the broker.
+    pub amqp_urls: Vec<String>,
     pub prefix: String,
 }
 
@@ -51,7 +55,7 @@ pub async fn produce(
         for number in window {
             sent.borrow_mut()[*number].get_or_insert_with(now_ms);
         }
-        // Whatever was confirmed of a window that broke: all of it goes out again.
+        // Whatever was confirmed of a window that broke or was refused: all of it goes out again.
         while let Err(error) = publish(&mut channel, address, load, window, sent).await {
             eprintln!("producer: {error}");
             channel = None;
@@ -75,7 +79,7 @@ async fn publish(
     load: &Load,
     window: &[usize],
     sent: &RefCell<Vec<Option<u64>>>,
-) -> Result<(), lapin::Error> {
+) -> Result<(), Box<dyn std::error::Error>> {
     if channel.is_none() {
         let connection = connect(address).await;
         let publisher = connection.create_channel().await?;
@@ -97,7 +101,11 @@ async fn publish(
     }
     for confirm in confirms {
         let confirm = confirm.await?;
-        assert!(matches!(confirm, Confirmation::Ack(None)), "the broker returned a job or refused it: {confirm:?}");
+        // A cluster refuses what its queue's leader cannot take; what it cannot route would be a fault of ours.
+        if let Confirmation::Nack(None) = confirm {
+            return Err("the broker takes no responsibility for a job".into());
+        }
+        assert!(matches!(confirm, Confirmation::Ack(None)), "the broker returned a job: {confirm:?}");
     }
     Ok(())
 }
@@ -198,31 +206,44 @@ fn note(seen: &mut Seen, event: &Value, redelivered: bool) -> usize {
     seen.jobs.len()
 }
 
-/// The ids of all events that the audit stream holds.
+/// The ids of all events that the audit stream holds. A node that has just come back has not got it yet.
 pub async fn audited(address: &Address, limit: Duration) -> BTreeSet<String> {
+    eventually(LIMIT, "an audit stream that can be read", async || match read_audit(address, limit).await {
+        Ok(events) => Some(events),
+        Err(error) => {
+            eprintln!("audit stream: {error}");
+            None
+        }
+    })
+    .await
+}
+
+async fn read_audit(address: &Address, limit: Duration) -> Result<BTreeSet<String>, lapin::Error> {
     let connection = connect(address).await;
-    let channel = connection.create_channel().await.unwrap();
-    channel.basic_qos(500, BasicQosOptions::default()).await.unwrap();
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(500, BasicQosOptions::default()).await?;
     let stream = format!("{}.audit", address.prefix);
     let mut arguments = FieldTable::default();
     arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
     let options = BasicConsumeOptions::default();
-    let mut consumer = channel.basic_consume(stream.into(), "".into(), options, arguments).await.unwrap();
+    let mut consumer = channel.basic_consume(stream.into(), "".into(), options, arguments).await?;
     let mut events = BTreeSet::new();
     // A stream has no end: it is over when nothing more comes.
     while let Ok(Some(Ok(delivery))) = tokio::time::timeout(limit, consumer.next()).await {
         let event: Value = serde_json::from_slice(&delivery.data).unwrap();
         events.insert(event["id"].as_str().unwrap_or_default().to_owned());
-        delivery.ack(BasicAckOptions::default()).await.unwrap();
+        delivery.ack(BasicAckOptions::default()).await?;
     }
-    events
+    Ok(events)
 }
 
 async fn connect(address: &Address) -> Connection {
     let mut tick = tokio::time::interval(RECONNECT_EVERY);
     loop {
         tick.tick().await;
-        if let Ok(connection) = Connection::connect(&address.amqp_url, ConnectionProperties::default()).await {
+        let url = &address.amqp_urls[rand::random_range(0..address.amqp_urls.len())];
+        let connecting = Connection::connect(url, ConnectionProperties::default());
+        if let Ok(Ok(connection)) = tokio::time::timeout(CONNECT_WITHIN, connecting).await {
             return connection;
         }
     }

@@ -25,7 +25,11 @@ impl Process {
             log,
             ..Spec::default()
         };
-        Process { watched: Watched::spawn(&spec).unwrap(), http }
+        Process::watch(&spec, http)
+    }
+
+    pub(super) fn watch(spec: &Spec, http: reqwest::Client) -> Process {
+        Process { watched: Watched::spawn(spec).unwrap(), http }
     }
 
     /// Everything that it has logged.

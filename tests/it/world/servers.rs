@@ -47,6 +47,11 @@ impl Servers {
         Servers::own(broker, redis)
     }
 
+    /// A pair that somebody else looks after.
+    pub fn elsewhere(amqp_url: String, redis_url: String) -> Servers {
+        Servers::Containers { amqp_url, redis_url, _held: Vec::new() }
+    }
+
     fn own<E: std::fmt::Display>(broker: Result<Broker, E>, redis: Result<Redis, E>) -> Servers {
         let (broker, redis) = (broker.unwrap_or_else(|e| panic!("{e}")), redis.unwrap_or_else(|e| panic!("{e}")));
         Servers::Own { broker: Box::new(broker), redis: Box::new(redis) }
