@@ -10,7 +10,8 @@
 //! A place can outlive its job: Redis was away when it was to be given back. So a message that comes back from a rung
 //! names the time of its climb, and whoever is before it and has not climbed since is gone: rungs and queues are first
 //! in, first out, so all who still wait came back before it, and left the line or climbed again. One round on the rung
-//! is then all that such a place costs.
+//! is then all that such a place costs. Jobs of one batch come back together: those before it in the batch are about
+//! to climb again, and not gone.
 //!
 //! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
 //! Redis is away. What was taken during an outage counts beside Redis' line until it expires.
@@ -39,7 +40,8 @@ static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
         r"
 local t = redis.call('TIME')
 local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
-local found, go = {}, {}
+local found, go, here, stays = {}, {}, {}, {}
+for i = 1, #ARGV, 2 do here[ARGV[i]] = true end
 for i = 1, #ARGV, 2 do
   local own, climbed = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 1])
   local below, skip, follows, rung = own and ('(' .. own) or '+inf', 0, '0', 0
@@ -49,7 +51,11 @@ for i = 1, #ARGV, 2 do
     if go[before[1]] then skip = skip + 1
     else
       local ends, its, since = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+):(%d+)$')
-      if ends and tonumber(ends) > now and tonumber(since) > climbed then follows, rung = before[2], tonumber(its) break end
+      if here[before[1]] or (ends and tonumber(ends) > now and tonumber(since) > climbed) then
+        follows, rung = before[2], stays[before[1]] or tonumber(its or '0')
+        stays[ARGV[i]] = rung
+        break
+      end
       redis.call('ZREM', KEYS[1], before[1])
       redis.call('HDEL', KEYS[2], before[1])
     end
@@ -138,22 +144,22 @@ impl Ladder {
         let mut nobody = Line::default();
         let line = remembered.get_mut(&tag).unwrap_or(&mut nobody);
         line.forget_expired(now());
-        let mut go = HashSet::new();
+        let here = batch.iter().map(|(job, _)| *job).collect::<HashSet<_>>();
+        let mut judged = Judged::new();
         let order = |text: &str| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
         let standing = |(index, (job, climbed)): (usize, &(&JobId, Option<u64>))| {
-            line.forget_gone(job, climbed.unwrap_or_default(), &go);
+            line.forget_gone(job, climbed.unwrap_or_default(), &here);
             let shared = shared.as_ref().map(|all| all.get(index).cloned().unwrap_or_default());
             let follows = match shared {
-                None => line.before(job, None, &go, false),
+                None => line.before(job, None, &judged, false),
                 Some((own, before, rung)) => {
-                    let unshared = line.before(job, order(&own), &go, true);
+                    let unshared = line.before(job, order(&own), &judged, true);
                     unshared.max(order(&before).map(|before| (before, rung)))
                 }
             };
-            if follows.is_none() {
-                go.insert((*job).clone());
-            }
-            follows.map(|(_, rung)| rung)
+            let rung = follows.map(|(_, rung)| rung);
+            judged.insert((*job).clone(), rung);
+            rung
         };
         batch.iter().enumerate().map(standing).collect()
     }
@@ -228,6 +234,9 @@ fn micros(order: f64) -> u64 {
     order as u64
 }
 
+/// Jobs of a batch and the rung that they must go to; `None`: they may be worked on.
+type Judged = HashMap<JobId, Option<usize>>;
+
 /// One conversation's line as this worker remembers it. Times in microseconds since 1970, those of climbs in
 /// milliseconds.
 #[derive(Debug, Default)]
@@ -254,20 +263,24 @@ impl Line {
         self.places.retain(|_, place| now < place.ends);
     }
 
-    /// Order and rung of the one right before a job, except those that may go themselves. The job's own order may
-    /// be known better elsewhere.
-    fn before(&self, job: &JobId, own: Option<u64>, go: &HashSet<JobId>, unshared_only: bool) -> Option<(u64, usize)> {
+    /// Order and rung of the one right before a job, except those of the batch that may go themselves; those that may
+    /// not are about to climb. The job's own order may be known better elsewhere.
+    fn before(&self, job: &JobId, own: Option<u64>, judged: &Judged, unshared_only: bool) -> Option<(u64, usize)> {
         let own = own.or_else(|| self.places.get(job).map(|place| place.order)).unwrap_or(u64::MAX);
-        let others = self.places.iter().filter(|(other, _)| *other != job && !go.contains(other));
-        let before =
-            others.map(|(_, place)| place).filter(|place| place.order < own && !(unshared_only && place.shared));
-        before.map(|place| (place.order, place.rung)).max()
+        let others = self.places.iter().filter(|(other, _)| *other != job);
+        let before = others.filter(|(_, place)| place.order < own && !(unshared_only && place.shared));
+        let rung = |(other, place): (&JobId, &Place)| match judged.get(other) {
+            None => Some((place.order, place.rung)),
+            Some(stays) => stays.map(|rung| (place.order, rung)),
+        };
+        before.filter_map(rung).max()
     }
 
-    /// Who is before a job that climbed then and comes back now, and has not climbed since, is not in line any more.
-    fn forget_gone(&mut self, job: &JobId, climbed: u64, go: &HashSet<JobId>) {
+    /// Who is before a job that climbed then and comes back now, has not climbed since and does not come back with it
+    /// is not in line any more.
+    fn forget_gone(&mut self, job: &JobId, climbed: u64, here: &HashSet<&JobId>) {
         let Some(own) = self.places.get(job).map(|place| place.order) else { return };
-        self.places.retain(|other, place| place.since > climbed || place.order >= own || go.contains(other));
+        self.places.retain(|other, place| place.since > climbed || place.order >= own || here.contains(other));
     }
 
     fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration, since: u64) {
@@ -312,7 +325,8 @@ pub(crate) mod tests {
         let together = names.each_ref().map(|job| (job, None));
         assert_eq!(ladder.standings(bot, conversation, &together).await, [None; 4], "together they keep their order");
         let together = [&names[1], &names[0], &names[2], &names[3]].map(|job| (job, None));
-        assert_eq!(ladder.standings(bot, conversation, &together).await, [Some(1), None, Some(0), Some(0)]);
+        let follow = ladder.standings(bot, conversation, &together).await;
+        assert_eq!(follow, [Some(1), None, Some(1), Some(1)], "each goes where the one right before it goes");
         ladder.step_off(bot, conversation, &job("third")).await;
         ladder.step_off(bot, conversation, &job("first")).await;
         assert_eq!(standing("second").await, None);
@@ -342,6 +356,41 @@ pub(crate) mod tests {
         assert_eq!(standing("third", Some(third)).await, Some(1), "the second has climbed again");
     }
 
+    /// The promise about jobs that come back together, perhaps to another worker than the one that they left.
+    pub(crate) async fn who_comes_back_together_keeps_the_line(before: &Ladder, after: &Ladder, bot: &str) {
+        let conversation = &conversation();
+        let names = ["first", "second", "third"].map(job);
+        let climb = async |ladder: &Ladder, name, rung| ladder.climb(bot, conversation, name, rung, STAY).await;
+        let mut climbed = Vec::new();
+        for name in &names {
+            climbed.push(climb(before, name, 0).await);
+        }
+        // Climbs are told apart by the millisecond.
+        while climb(before, &names[0], 1).await <= climbed[2] {}
+        let together = [1, 2].map(|at| (&names[at], Some(climbed[at])));
+        let fresh = job("fresh");
+        let batch = [together[0], together[1], (&fresh, None)];
+        assert_eq!(after.standings(bot, conversation, &batch).await, [Some(1); 3]);
+        for name in [&names[1], &names[2], &fresh] {
+            climb(after, name, 1).await;
+        }
+        // Whoever is asked alone has all that are before it in its way, and nobody else.
+        let line = [&names[0], &names[1], &names[2], &fresh];
+        for (at, first) in line.into_iter().enumerate() {
+            for waits in &line[at + 1..] {
+                assert_eq!(after.standings(bot, conversation, &[(waits, None)]).await, [Some(1)], "{waits}");
+            }
+            assert_eq!(after.standings(bot, conversation, &[(first, None)]).await, [None], "{first}");
+            after.step_off(bot, conversation, first).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn without_redis_who_comes_back_together_keeps_the_line() {
+        let ladder = Ladder::new(RedisLink::absent());
+        who_comes_back_together_keeps_the_line(&ladder, &ladder, "b").await;
+    }
+
     #[tokio::test]
     async fn without_redis_a_place_without_a_job_holds_others_up_for_one_round() {
         a_place_without_a_job_holds_others_up_for_one_round(&Ladder::new(RedisLink::absent()), "b").await;
@@ -357,9 +406,9 @@ pub(crate) mod tests {
         let mut line = Line::default();
         line.take(&job("lost"), None, 2, 1_000, Duration::from_micros(500), 1);
         line.forget_expired(1_499);
-        assert_eq!(line.before(&job("next"), None, &HashSet::new(), false), Some((1_000, 2)));
+        assert_eq!(line.before(&job("next"), None, &Judged::new(), false), Some((1_000, 2)));
         line.forget_expired(1_500);
-        assert_eq!(line.before(&job("next"), None, &HashSet::new(), false), None);
+        assert_eq!(line.before(&job("next"), None, &Judged::new(), false), None);
         assert!(!line.is_used(1_500));
     }
 
@@ -369,7 +418,7 @@ pub(crate) mod tests {
         for name in ["a", "b", "c"] {
             line.take(&job(name), None, 0, 1_000, STAY, 1);
         }
-        assert_eq!(line.before(&job("c"), None, &HashSet::new(), false), Some((1_001, 0)));
-        assert_eq!(line.before(&job("b"), None, &HashSet::new(), false), Some((1_000, 0)));
+        assert_eq!(line.before(&job("c"), None, &Judged::new(), false), Some((1_001, 0)));
+        assert_eq!(line.before(&job("b"), None, &Judged::new(), false), Some((1_000, 0)));
     }
 }

@@ -271,6 +271,8 @@ async fn with_redis_later_jobs_follow_the_earlier_ones_whoever_works() {
     crate::ladder::tests::later_jobs_follow(&Ladder::new(Arc::clone(&link)), "b").await;
     let ladder = Ladder::new(Arc::clone(&link));
     crate::ladder::tests::a_place_without_a_job_holds_others_up_for_one_round(&ladder, "other").await;
+    let (before, after) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
+    crate::ladder::tests::who_comes_back_together_keeps_the_line(&before, &after, "two").await;
 
     let (one, two) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     let (id, job) = (conversation("conv_2"), |name| JobId::new(name).unwrap());
