@@ -14,7 +14,9 @@
 //! to climb again, and not gone.
 //!
 //! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
-//! Redis is away. What was taken during an outage counts beside Redis' line until it expires.
+//! Redis is away. What was taken during an outage counts beside Redis' line until it expires. A command that was given up
+//! may still reach Redis, seconds later when a network heals, and give a job a place behind those that came meanwhile;
+//! so a worker tells the order that it knows with every call, and the earlier one counts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -33,7 +35,7 @@ const SLACK: Duration = Duration::from_secs(600);
 const MAX_REMEMBERED: usize = 50_000;
 
 /// Keys: line (job → order), places (job → end:rung:climb). Arguments: the jobs of a batch, each with the time of the
-/// climb from which it comes or '0'. Returns per job its order or '0', the order of the one that it must follow or '0',
+/// climb from which it comes or '0', and the order that the worker remembers or '0'. Returns per job its order or '0', the order of the one that it must follow or '0',
 /// and the rung of that.
 static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -41,9 +43,13 @@ static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
 local t = redis.call('TIME')
 local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 local found, go, here, stays = {}, {}, {}, {}
-for i = 1, #ARGV, 2 do here[ARGV[i]] = true end
-for i = 1, #ARGV, 2 do
-  local own, climbed = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 1])
+for i = 1, #ARGV, 3 do here[ARGV[i]] = true end
+for i = 1, #ARGV, 3 do
+  local own, climbed, known = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  if known > 0 and not (own and tonumber(own) <= known) then
+    if own then redis.call('ZADD', KEYS[1], ARGV[i + 2], ARGV[i]) end
+    own = ARGV[i + 2]
+  end
   local below, skip, follows, rung = own and ('(' .. own) or '+inf', 0, '0', 0
   while true do
     local before = redis.call('ZREVRANGEBYSCORE', KEYS[1], below, '-inf', 'WITHSCORES', 'LIMIT', skip, 1)
@@ -67,7 +73,7 @@ return found
     )
 });
 
-/// Keys: line, places. Arguments: job, rung, milliseconds, order that it has already or 0. Returns its
+/// Keys: line, places. Arguments: job, rung, milliseconds, order that the worker remembers or 0. Returns its
 /// order and the time of the climb.
 static CLIMB: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -75,8 +81,9 @@ static CLIMB: LazyLock<Script> = LazyLock::new(|| {
 local t = redis.call('TIME')
 local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 local order = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not order then
-  order = tonumber(ARGV[4])
+local known = tonumber(ARGV[4])
+if not order or (known > 0 and known < tonumber(order)) then
+  order = known
   if order == 0 then
     local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
     order = math.max(tonumber(t[1]) * 1000000 + tonumber(t[2]), (tonumber(last[2] or '0')) + 1)
@@ -136,8 +143,13 @@ impl Ladder {
         let tag = tag(bot, conversation);
         let mut script = STANDINGS.key(line_key(&self.link, &tag));
         script.key(self.link.key("places", &tag));
-        for (job, climbed) in batch {
-            script.arg(job.as_str()).arg(climbed.unwrap_or_default());
+        {
+            let remembered = self.remembered();
+            let line = remembered.get(&tag);
+            for (job, climbed) in batch {
+                let order = line.and_then(|line| line.places.get(job)).map_or(0, |place| place.order);
+                script.arg(job.as_str()).arg(climbed.unwrap_or_default()).arg(order);
+            }
         }
         let shared = self.link.call::<Vec<(String, String, usize)>>(&script).await.ok();
         let mut remembered = self.remembered();
@@ -146,18 +158,27 @@ impl Ladder {
         line.forget_expired(now());
         let here = batch.iter().map(|(job, _)| *job).collect::<HashSet<_>>();
         let mut judged = Judged::new();
+        // Where the last goes that has no place yet and must take one: it will be the end of the line.
+        let mut newest = None;
         let order = |text: &str| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
         let standing = |(index, (job, climbed)): (usize, &(&JobId, Option<u64>))| {
             line.forget_gone(job, climbed.unwrap_or_default(), &here);
             let shared = shared.as_ref().map(|all| all.get(index).cloned().unwrap_or_default());
+            let mut is_new = !line.places.contains_key(*job);
             let follows = match shared {
                 None => line.before(job, None, &judged, false),
                 Some((own, before, rung)) => {
+                    is_new &= order(&own).is_none();
                     let unshared = line.before(job, order(&own), &judged, true);
                     unshared.max(order(&before).map(|before| (before, rung)))
                 }
             };
-            let rung = follows.map(|(_, rung)| rung);
+            let mut rung = follows.map(|(_, rung)| rung);
+            if is_new {
+                rung = newest.or(rung);
+                newest = rung;
+            }
+            tracing::debug!(%tag, %job, climbed, ?follows, ?rung, "standing");
             judged.insert((*job).clone(), rung);
             rung
         };
@@ -181,6 +202,7 @@ impl Ladder {
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         script.key(self.link.key("places", &tag)).arg(job.as_str()).arg(rung).arg(lasts_ms).arg(own);
         let shared = self.link.call::<(f64, u64)>(&script).await.ok().map(|(order, since)| (micros(order), since));
+        tracing::debug!(%tag, %job, rung, own, ?shared, "climbs");
         let now = now();
         let since = shared.map_or(now / 1_000, |(_, since)| since);
         let mut remembered = self.remembered();
@@ -199,6 +221,7 @@ impl Ladder {
         let tag = tag(bot, conversation);
         let mut script = STEP_OFF.key(line_key(&self.link, &tag));
         script.key(self.link.key("places", &tag)).arg(job.as_str());
+        tracing::debug!(%tag, %job, "steps off");
         // Without Redis the place expires.
         let _ = self.link.call::<i64>(&script).await;
         let mut remembered = self.remembered();
@@ -383,6 +406,20 @@ pub(crate) mod tests {
             assert_eq!(after.standings(bot, conversation, &[(first, None)]).await, [None], "{first}");
             after.step_off(bot, conversation, first).await;
         }
+    }
+
+    /// The promise about new jobs that are taken together with those that were before them.
+    pub(crate) async fn who_is_new_stays_behind_who_was_new_before(ladder: &Ladder, bot: &str) {
+        let conversation = &conversation();
+        let [waits, earlier, later] = ["waits", "earlier", "later"].map(job);
+        let climbed = ladder.climb(bot, conversation, &waits, 1, STAY).await;
+        let batch = [(&earlier, None), (&waits, Some(climbed)), (&later, None)];
+        assert_eq!(ladder.standings(bot, conversation, &batch).await, [Some(1), None, Some(1)]);
+    }
+
+    #[tokio::test]
+    async fn without_redis_who_is_new_stays_behind_who_was_new_before() {
+        who_is_new_stays_behind_who_was_new_before(&Ladder::new(RedisLink::absent()), "b").await;
     }
 
     #[tokio::test]

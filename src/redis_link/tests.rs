@@ -273,6 +273,7 @@ async fn with_redis_later_jobs_follow_the_earlier_ones_whoever_works() {
     crate::ladder::tests::a_place_without_a_job_holds_others_up_for_one_round(&ladder, "other").await;
     let (before, after) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     crate::ladder::tests::who_comes_back_together_keeps_the_line(&before, &after, "two").await;
+    crate::ladder::tests::who_is_new_stays_behind_who_was_new_before(&after, "three").await;
 
     let (one, two) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     let (id, job) = (conversation("conv_2"), |name| JobId::new(name).unwrap());
@@ -306,6 +307,28 @@ async fn the_line_outlives_the_loss_of_redis() {
     );
     ladder.step_off("b", &id, &job("second")).await;
     assert_eq!(ladder.standings("b", &id, &[(&job("third"), None)]).await[0], None);
+}
+
+#[tokio::test]
+async fn a_climb_that_reaches_redis_too_late_moves_nobody_back() {
+    let Some((mut server, link)) = private_redis().await else { return };
+    let (ladder, id, job) = (Ladder::new(Arc::clone(&link)), conversation("conv_1"), |name| JobId::new(name).unwrap());
+    let [first, second] = ["first", "second"].map(job);
+    server.kill9().await.unwrap();
+    within("away", link.wait_until(false)).await;
+    for name in [&first, &second] {
+        ladder.climb("b", &id, name, 0, Duration::from_secs(5)).await;
+    }
+    server.start_again().await.unwrap();
+    within("back", link.wait_until(true)).await;
+    ladder.climb("b", &id, &second, 0, Duration::from_secs(5)).await;
+    // The first one's climb, given up in the outage, arrives now: as by somebody who remembers nothing.
+    Ladder::new(Arc::clone(&link)).climb("b", &id, &first, 0, Duration::from_secs(5)).await;
+    assert_eq!(ladder.standings("b", &id, &[(&second, None)]).await, [Some(0)]);
+    assert_eq!(ladder.standings("b", &id, &[(&first, None)]).await, [None]);
+    let other = Ladder::new(Arc::clone(&link));
+    assert_eq!(other.standings("b", &id, &[(&first, None)]).await, [None], "and Redis knows it now");
+    assert_eq!(other.standings("b", &id, &[(&second, None)]).await, [Some(0)]);
 }
 
 #[tokio::test]
