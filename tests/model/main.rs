@@ -186,13 +186,6 @@ mod wide {
 
     #[test]
     #[ignore = "make model"]
-    fn promises_hold_where_the_platform_forgets_and_fails() {
-        let faults = [(Crash, 1), (Reset, 1), (Flood, 1), (Outage, 1), (Stale, 1), (Foreign, 1)];
-        search(Scenario::new("forgetful, wide", &[Adds, Sets], Some(0), &faults));
-    }
-
-    #[test]
-    #[ignore = "make model"]
     fn promises_hold_with_workers_that_overtake_each_other() {
         search(Scenario::new("overtaken twice", &[Sets, Sets], None, &[(Overtaken, 2)]));
     }
