@@ -10,8 +10,8 @@
 //! A place can outlive its job: Redis was away when it was to be given back. So a message that comes back from a rung
 //! names the time of its climb, and whoever is before it and has not climbed since is gone: rungs and queues are first
 //! in, first out, so all who still wait came back before it, and left the line or climbed again. One round on the rung
-//! is then all that such a place costs. Jobs of one batch come back together: those before it in the batch are about
-//! to climb again, and not gone.
+//! is then all that such a place costs. Jobs of one batch are here together: the others of it go, or are
+//! about to climb again, and are not gone.
 //!
 //! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
 //! Redis is away. What was taken during an outage counts beside Redis' line until it expires. A command that was given up
@@ -35,8 +35,8 @@ const SLACK: Duration = Duration::from_secs(600);
 const MAX_REMEMBERED: usize = 50_000;
 
 /// Keys: line (job → order), places (job → end:rung:climb). Arguments: the jobs of a batch, each with the time of the
-/// climb from which it comes or '0', and the order that the worker remembers or '0'. Returns per job its order or '0', the order of the one that it must follow or '0',
-/// and the rung of that.
+/// climb from which it comes or '0', and the order that the worker remembers or '0'. Returns per job its order or '0',
+/// the order of the one that it must follow or '0', and the rung of that.
 static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
