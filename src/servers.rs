@@ -140,6 +140,12 @@ impl Broker {
         self.server.run.is_some()
     }
 
+    /// Its process id, where it is ours: what it costs is measured by it.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.server.run.as_ref().map(|run| run.process.pid())
+    }
+
     /// Kills it with SIGKILL and waits until it is gone. Its data stay.
     ///
     /// # Errors
@@ -205,6 +211,12 @@ impl Redis {
     #[must_use]
     pub fn is_private(&self) -> bool {
         self.server.run.is_some()
+    }
+
+    /// Its process id, where it is ours: what it costs is measured by it.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.server.run.as_ref().map(|run| run.process.pid())
     }
 
     /// Kills it with SIGKILL and waits until it is gone. Its data stay.

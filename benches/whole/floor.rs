@@ -11,14 +11,18 @@ use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redis::aio::MultiplexedConnection;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
-/// The argument that makes this program the floor; then: AMQP, Redis, API, in flight, `read` or `write`.
+/// The argument that makes this program the floor; then: AMQP, Redis, API, in flight, `read` or `write`, and `plain`
+/// or `telling`: with an event of the worker's size and headers.
 pub const COMMAND: &str = "floor";
+
+/// Bytes of the worker's event of a job with two sets.
+const EVENT_BYTES: usize = 1_220;
 
 #[derive(serde::Deserialize)]
 struct Job<'a> {
@@ -63,10 +67,11 @@ struct Floor {
     release: redis::Script,
     channel: Channel,
     reads: bool,
+    tells: bool,
 }
 
 pub async fn run(arguments: &[String]) -> anyhow::Result<()> {
-    let [amqp, redis, api, in_flight, first, ..] = arguments else { anyhow::bail!("floor: arguments are missing") };
+    let [amqp, redis, api, in_flight, first, told] = arguments else { anyhow::bail!("floor: arguments are missing") };
     let in_flight: u16 = in_flight.parse()?;
     let connection = Connection::connect(amqp, ConnectionProperties::default()).await?;
     let (taking, publishing) = (connection.create_channel().await?, connection.create_channel().await?);
@@ -84,6 +89,7 @@ pub async fn run(arguments: &[String]) -> anyhow::Result<()> {
         ),
         channel: publishing,
         reads: first == "read",
+        tells: told == "telling",
     });
     let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
     let mut jobs = taking.basic_consume("context.jobs.default".into(), "".into(), options, none).await?;
@@ -118,16 +124,34 @@ impl Floor {
         }
         self.write(&job).await?;
         let _: i64 = self.release.key(&key).arg(token).invoke_async(&mut redis).await?;
-        let outcome = format!(
+        let (outcome, properties) = self.outcome(&job);
+        let (exchange, routing_key) = ("context.outcomes".into(), "default.applied".into());
+        let options = BasicPublishOptions::default();
+        self.channel.basic_publish(exchange, routing_key, options, outcome.as_bytes(), properties).await?.await?;
+        delivery.ack(BasicAckOptions::default()).await?;
+        Ok(())
+    }
+
+    /// Who subscribed finds the job's number in it; the worker's event is made only as far as to be as long.
+    fn outcome(&self, job: &Job<'_>) -> (String, BasicProperties) {
+        let mut outcome = format!(
             r#"{{"type":"floor.outcome","data":{{"job_id":"{}","conversation_id":"{}","verdict":"applied"}}}}"#,
             job.job_id, job.conversation_id
         );
-        let (exchange, routing_key) = ("context.outcomes".into(), "default.applied".into());
-        let persistent = BasicProperties::default().with_delivery_mode(2);
-        let options = BasicPublishOptions::default();
-        self.channel.basic_publish(exchange, routing_key, options, outcome.as_bytes(), persistent).await?.await?;
-        delivery.ack(BasicAckOptions::default()).await?;
-        Ok(())
+        let mut properties = BasicProperties::default().with_delivery_mode(2);
+        if self.tells {
+            outcome.push_str(&" ".repeat(EVENT_BYTES.saturating_sub(outcome.len())));
+            let mut headers = FieldTable::default();
+            let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+            headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+            properties = properties
+                .with_content_type("application/cloudevents+json".into())
+                .with_message_id("b9bd8f52-3c5e-5a9c-8a52-0a9a3e0e1c53".into())
+                .with_type("context-injector.outcome.v1".into())
+                .with_timestamp(1_795_000_000)
+                .with_headers(headers);
+        }
+        (outcome, properties)
     }
 
     async fn write(&self, job: &Job<'_>) -> anyhow::Result<()> {

@@ -22,6 +22,8 @@ pub enum Peer {
     /// Another build of the worker, that `BENCH_BEFORE` names.
     Before,
     Floor,
+    /// The floor with an event like the worker's: what telling as much costs, beside all else that the worker does.
+    Telling,
     Python,
 }
 
@@ -40,6 +42,7 @@ impl Peer {
             Self::Worker => "worker",
             Self::Before => "before",
             Self::Floor => "floor",
+            Self::Telling => "telling",
             Self::Python => "python",
         }
     }
@@ -49,14 +52,14 @@ impl Peer {
         match self {
             Self::Worker => Some(env!("CARGO_BIN_EXE_context-injector").into()),
             Self::Before => std::env::var_os("BENCH_BEFORE"),
-            Self::Floor | Self::Python => None,
+            Self::Floor | Self::Telling | Self::Python => None,
         }
     }
 
     /// Whether it can run here and is wanted (`BENCH_PEERS=worker,floor`).
     pub fn takes_part(self, stage: &Stage) -> bool {
         let is_there = match self {
-            Self::Worker | Self::Floor => true,
+            Self::Worker | Self::Floor | Self::Telling => true,
             Self::Before => self.binary().is_some(),
             Self::Python => stage.python.is_some(),
         };
@@ -67,14 +70,16 @@ impl Peer {
     pub fn start(self, stage: &Stage, in_flight: usize, first: First) -> anyhow::Result<Running> {
         let (amqp, redis) = (stage.broker.url(), stage.redis.url());
         let first = if first == First::Read { "read" } else { "write" };
-        let arguments = [amqp, redis, stage.api.url(), &in_flight.to_string(), first].map(str::to_owned);
+        let in_words = in_flight.to_string();
+        let told = if self == Self::Telling { "telling" } else { "plain" };
+        let arguments = [amqp, redis, stage.api.url(), &in_words, first, told].map(str::to_owned);
         let command = match self {
             Self::Worker | Self::Before => {
                 let binary = self.binary().context("BENCH_BEFORE names no binary")?;
                 let settings = stage.settings(in_flight, 100_000, 10_000)?;
                 vec![binary, "--config".into(), settings.into(), "worker".into()]
             }
-            Self::Floor => vec![std::env::current_exe()?.into_os_string(), floor::COMMAND.into()],
+            Self::Floor | Self::Telling => vec![std::env::current_exe()?.into_os_string(), floor::COMMAND.into()],
             Self::Python => {
                 let python = stage.python.clone().context("Python's libraries are not there")?;
                 vec![python.into(), concat!(env!("CARGO_MANIFEST_DIR"), "/benches/whole/python_worker.py").into()]
@@ -99,6 +104,24 @@ pub struct Usage {
     /// Memory now, and at most, in MB.
     pub memory: f64,
     pub peak: f64,
+}
+
+impl Usage {
+    /// What a process has used so far.
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name in parentheses may hold blanks; user and system time are the 12th and 13th field behind it.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
+        let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let megabytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+            kib.unwrap_or(0.0) * 1_024.0 / 1e6
+        };
+        let cpu = Duration::from_secs_f64((ticks(11) + ticks(12)) / TICKS_PER_SECOND);
+        Ok(Self { cpu, memory: megabytes("VmRSS:"), peak: megabytes("VmHWM:") })
+    }
 }
 
 impl Running {
@@ -147,20 +170,7 @@ impl Running {
 
     /// What it has used so far.
     pub fn usage(&self) -> anyhow::Result<Usage> {
-        let pid = self.watched.pid();
-        let gone = || format!("a peer ended:\n{}", self.watched.log_tail());
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).with_context(gone)?;
-        // The name in parentheses may hold blanks; user and system time are the 12th and 13th field behind it.
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
-        let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0);
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).with_context(gone)?;
-        let megabytes = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-            kib.unwrap_or(0.0) * 1_024.0 / 1e6
-        };
-        let cpu = Duration::from_secs_f64((ticks(11) + ticks(12)) / TICKS_PER_SECOND);
-        Ok(Usage { cpu, memory: megabytes("VmRSS:"), peak: megabytes("VmHWM:") })
+        Usage::of(self.watched.pid()).with_context(|| format!("a peer ended:\n{}", self.watched.log_tail()))
     }
 
     /// The end of its log.

@@ -49,7 +49,7 @@ async fn measure(stage: &Stage, jobs: &[Job], first: First) -> anyhow::Result<Sa
     let mut samples = Samples::default();
     for round in 0..rounds(ROUNDS) {
         let run = Run { jobs, in_flight: IN_FLIGHT, first };
-        samples.take(&run, &[Peer::Floor, Peer::Worker, Peer::Before], stage).await?;
+        samples.take(&run, &[Peer::Floor, Peer::Worker, Peer::Before, Peer::Telling], stage).await?;
         if round < PYTHON_ROUNDS {
             let run = Run { jobs: &jobs[..PYTHON_JOBS], in_flight: PYTHON_IN_FLIGHT, first };
             samples.take(&run, &[Peer::Python], stage).await?;
