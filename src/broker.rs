@@ -8,6 +8,7 @@
 //!   ([`Subscription::next`] gives `None`) and asks for the next connection.
 //! - Addresses are shown as scheme and host, message bodies never.
 
+mod acks;
 mod connection;
 mod consumer;
 mod message;

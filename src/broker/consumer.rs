@@ -1,7 +1,7 @@
 //! Consuming with manual settlement.
 //!
 //! Rules:
-//! - A [`Receipt`] is settled once, by value. One that is dropped unsettled gives its message back: a lost
+//! - A [`Receipt`] is settled once, by value; [`Receipt::ack_soon`] tells the broker together with others ([`acks`]). One that is dropped unsettled gives its message back: a lost
 //!   receipt would otherwise hold it, and a place of the prefetch window, until the channel ends.
 //! - [`Subscription::cancel`] stops the intake and keeps the channel, so that what is held can still be settled.
 //!   What the broker had sent before comes out of [`Subscription::next`], then `None`.
@@ -21,11 +21,12 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::timeout;
 
+use super::acks::{self, Teller};
 use super::message::header;
 use super::{Broker, Message};
 
 /// How long a request may wait for the broker.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a queue or stream is consumed.
 #[derive(Debug, Clone, Default)]
@@ -73,7 +74,8 @@ async fn subscribe_on(connection: &Connection, queue: &str, options: Options) ->
     let tag = format!("{:.60}.{}", options.tag, uuid::Uuid::new_v4().simple());
     let consumer = consume(&channel, queue, &tag, arguments).await?;
     let (channel, stream) = (Arc::new(channel), options.from.is_some());
-    Ok(Subscription { channel, consumer, full: Vec::new(), prefetch, tag, stream })
+    let (teller, acks) = Teller::start(&channel, prefetch);
+    Ok(Subscription { channel, consumer, full: Vec::new(), prefetch, tag, stream, teller, acks })
 }
 
 async fn consume(channel: &Channel, queue: &str, tag: &str, arguments: FieldTable) -> lapin::Result<Consumer> {
@@ -92,6 +94,8 @@ pub struct Subscription {
     prefetch: u16,
     tag: String,
     stream: bool,
+    teller: Teller,
+    acks: acks::Ledger,
 }
 
 impl Subscription {
@@ -99,7 +103,7 @@ impl Subscription {
     /// broker (the queue was deleted). May be dropped while it waits: nothing is lost.
     pub async fn next(&mut self) -> Option<Incoming> {
         match self.consumer.next().await? {
-            Ok(delivery) => Some(Incoming::new(delivery, &self.channel, self.stream)),
+            Ok(delivery) => Some(Incoming::new(delivery, &self.channel, &self.acks, self.stream)),
             Err(error) => {
                 tracing::debug!(%error, queue = %self.consumer.queue(), "the subscription ended");
                 None
@@ -142,6 +146,7 @@ impl Subscription {
     /// Ends the subscription and gives back, in their order and before another consumer gets any, all messages
     /// that were not settled.
     pub async fn close(self) {
+        self.teller.close().await;
         // Not by a nack of all at once: a quorum queue puts the messages of one nack back in any order (3.10).
         let _ = timeout(ANSWER_WITHIN, self.channel.close(200, "done".into())).await;
     }
@@ -169,14 +174,15 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    fn new(mut delivery: Delivery, channel: &Arc<Channel>, stream: bool) -> Self {
+    fn new(mut delivery: Delivery, channel: &Arc<Channel>, acks: &acks::Ledger, stream: bool) -> Self {
         let body = std::mem::take(&mut delivery.data);
+        acks.hold(delivery.delivery_tag);
         Self {
             message: Message::from_parts(body, std::mem::take(&mut delivery.properties)),
             exchange: std::mem::take(&mut delivery.exchange).into(),
             routing_key: std::mem::take(&mut delivery.routing_key).into(),
             redelivered: delivery.redelivered,
-            receipt: Receipt { held: Some(delivery), channel: Arc::clone(channel), stream },
+            receipt: Receipt { held: Some(delivery), channel: Arc::clone(channel), acks: acks.clone(), stream },
         }
     }
 
@@ -215,6 +221,7 @@ pub struct Receipt {
     held: Option<Delivery>,
     /// Keeps the channel open while its messages are held.
     channel: Arc<Channel>,
+    acks: acks::Ledger,
     stream: bool,
 }
 
@@ -225,8 +232,20 @@ impl Receipt {
     /// The channel is gone; the message will come again.
     pub async fn ack(mut self) -> Result<(), SettleError> {
         match self.held.take() {
-            Some(held) => check(held.ack(BasicAckOptions::default())).await,
+            Some(held) => {
+                check(held.ack(BasicAckOptions::default())).await?;
+                self.acks.settled(held.delivery_tag);
+                Ok(())
+            }
             None => Ok(()),
+        }
+    }
+
+    /// Done with it: the broker is told within some milliseconds, together with others. Where the channel is gone by
+    /// then, the message comes again.
+    pub fn ack_soon(mut self) {
+        if let Some(held) = self.held.take() {
+            self.acks.done(held.delivery_tag);
         }
     }
 
@@ -236,7 +255,7 @@ impl Receipt {
     /// The channel is gone; the message will come again.
     pub async fn give_back(mut self) -> Result<(), SettleError> {
         match self.held.take() {
-            Some(held) => give_back(&held, self.stream).await,
+            Some(held) => give_back(&held, &self.acks, self.stream).await,
             None => Ok(()),
         }
     }
@@ -257,24 +276,26 @@ impl Receipt {
 impl Drop for Receipt {
     fn drop(&mut self) {
         let Some(held) = self.held.take().filter(|held| held.usable()) else { return };
-        let (channel, stream) = (Arc::clone(&self.channel), self.stream);
+        let (channel, acks, stream) = (Arc::clone(&self.channel), self.acks.clone(), self.stream);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 // A channel that is gone gives everything back by itself.
-                let _ = give_back(&held, stream).await;
+                let _ = give_back(&held, &acks, stream).await;
                 drop(channel);
             });
         }
     }
 }
 
-async fn give_back(held: &Delivery, stream: bool) -> Result<(), SettleError> {
+async fn give_back(held: &Delivery, acks: &acks::Ledger, stream: bool) -> Result<(), SettleError> {
     if stream {
-        check(held.ack(BasicAckOptions::default())).await
+        check(held.ack(BasicAckOptions::default())).await?;
     } else {
         // lapin's default does not requeue.
-        check(held.nack(BasicNackOptions { multiple: false, requeue: true })).await
+        check(held.nack(BasicNackOptions { multiple: false, requeue: true })).await?;
     }
+    acks.settled(held.delivery_tag);
+    Ok(())
 }
 
 async fn check(settling: impl Future<Output = lapin::Result<bool>>) -> Result<(), SettleError> {

@@ -34,6 +34,21 @@ pub struct Event {
     sealed: Sealed,
 }
 
+/// A dead letter that was handed to the publisher.
+#[derive(Debug)]
+#[must_use = "its confirm must be waited for before its job is acknowledged"]
+pub struct Letter {
+    message: Message,
+    confirm: Confirm,
+}
+
+impl Letter {
+    /// What was handed over.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+}
+
 /// It was not confirmed before we had to give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the broker did not confirm a message before the deadline")]
@@ -105,12 +120,21 @@ impl Outbox {
         }
     }
 
-    /// Publishes a dead letter.
+    /// Hands a dead letter to the publisher.
+    pub fn hand_over_letter(&self, message: Message) -> Letter {
+        let confirm = self.publisher.hand_over("", &self.names.jobs_dead(), &message, Mandatory::Yes);
+        Letter { message, confirm }
+    }
+
+    /// Waits for the confirm of a dead letter that was handed over.
     ///
     /// # Errors
     /// [`Unconfirmed`].
-    pub async fn dead_letter(&self, letter: &Message) -> Result<(), Unconfirmed> {
-        self.publish("", &self.names.jobs_dead(), letter, Mandatory::Yes).await
+    pub async fn letter_confirmed(&self, letter: Letter) -> Result<(), Unconfirmed> {
+        match self.first_answer(letter.confirm).await? {
+            Ok(()) => Ok(()),
+            Err(error) => self.again("", &self.names.jobs_dead(), &letter.message, Mandatory::Yes, error).await,
+        }
     }
 
     /// Publishes a job to a rung, from which it comes back to its bot's queue.
@@ -118,20 +142,11 @@ impl Outbox {
     /// # Errors
     /// [`Unconfirmed`].
     pub async fn rung(&self, delay: Duration, bot: &str, job: &Message) -> Result<(), Unconfirmed> {
-        self.publish(&self.names.jobs_retry(delay), bot, job, Mandatory::Yes).await
-    }
-
-    async fn publish(
-        &self,
-        exchange: &str,
-        key: &str,
-        message: &Message,
-        mandatory: Mandatory,
-    ) -> Result<(), Unconfirmed> {
-        let confirm = self.publisher.hand_over(exchange, key, message, mandatory);
+        let exchange = self.names.jobs_retry(delay);
+        let confirm = self.publisher.hand_over(&exchange, bot, job, Mandatory::Yes);
         match self.first_answer(confirm).await? {
             Ok(()) => Ok(()),
-            Err(error) => self.again(exchange, key, message, mandatory, error).await,
+            Err(error) => self.again(&exchange, bot, job, Mandatory::Yes, error).await,
         }
     }
 

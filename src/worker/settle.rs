@@ -4,14 +4,12 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesOrdered;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::batch::{Context, Unsettled};
 use super::envelope::Envelope;
-use super::outbox::Unconfirmed;
+use super::outbox::{Event, Letter, Unconfirmed};
 use crate::broker::{Message, header};
 use crate::config;
 use crate::dead_letters::{self, Death, Owner};
@@ -43,7 +41,7 @@ impl Context {
                     if work.on_ladder || task.attempts > 0 {
                         self.ladder.step_off(&self.bot.config().name, conversation, &task.job.id).await;
                     }
-                    verdicts.push(self.verdict(conversation, task, envelope, *ended, work));
+                    verdicts.push(self.hand_over(self.verdict(conversation, task, envelope, *ended, work)));
                 }
                 Ending::Interrupted => unsettled.push(envelope),
                 Ending::Retry(detail) => {
@@ -61,18 +59,19 @@ impl Context {
         }
         // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
         // conversation's jobs, so that doing it again ends as it ended.
-        let published = verdicts.into_iter().map(|verdict| self.publish(verdict));
-        let mut published = published.collect::<FuturesOrdered<_>>();
+        let mut told = Vec::with_capacity(verdicts.len());
+        for Published { event, letter, envelope } in verdicts {
+            told.push((self.event_confirmed(event, letter).await, envelope));
+        }
         let mut unbroken = true;
-        while let Some((envelope, confirmed)) = published.next().await {
-            unbroken &= confirmed.is_ok();
-            match confirmed {
-                Ok(()) if unbroken => {
-                    self.bot.meters().job.record(envelope.received.elapsed());
-                    // Where the channel is gone the job comes again, and gets this verdict again.
-                    let _ = envelope.receipt.ack().await;
-                }
-                Ok(()) | Err(Unconfirmed) => unsettled.push(envelope),
+        for (letter, envelope) in told {
+            unbroken &= self.letter_confirmed(letter).await.is_ok();
+            if unbroken {
+                self.bot.meters().job.record(envelope.received.elapsed());
+                // Where the channel is gone the job comes again, and gets this verdict again.
+                envelope.receipt.ack_soon();
+            } else {
+                unsettled.push(envelope);
             }
         }
         unsettled
@@ -112,7 +111,7 @@ impl Context {
         match self.outbox.rung(delay, bot, &message).await {
             Ok(()) => {
                 // Where the channel is gone the job comes twice, and the ledger knows.
-                let _ = envelope.receipt.ack().await;
+                envelope.receipt.ack_soon();
                 None
             }
             Err(Unconfirmed) => Some(envelope),
@@ -181,12 +180,13 @@ impl Context {
             timings: Timings { total: elapsed, ..Timings::default() },
             traceparent: envelope.traceparent.clone(),
         };
-        let (envelope, confirmed) = self.publish(self.tell(outcome, envelope, None)).await;
-        if confirmed.is_err() {
+        let Published { event, letter, envelope } = self.hand_over(self.tell(outcome, envelope, None));
+        let letter = self.event_confirmed(event, letter).await;
+        if self.letter_confirmed(letter).await.is_err() {
             return Some(envelope);
         }
         // Where the channel is gone the message comes again, and is refused again.
-        let _ = envelope.receipt.ack().await;
+        envelope.receipt.ack_soon();
         None
     }
 
@@ -239,27 +239,35 @@ impl Context {
         }
     }
 
-    /// Outcome, then dead letter, each confirmed; after that the message may be acknowledged. The outcome is handed to
-    /// the publisher at once, before the future is polled.
-    fn publish(&self, told: Told) -> impl Future<Output = (Envelope, Result<(), Unconfirmed>)> {
+    /// Hands an outcome to the publisher at once; its confirm is waited for apart. The dead letter may follow then, and
+    /// after that one's confirm the message may be acknowledged.
+    fn hand_over(&self, told: Told) -> Published {
         let Told { outcome, letter, envelope } = told;
-        let event = self.outbox.hand_over(self.bot.config(), &outcome);
-        async move {
-            let confirmed = match (self.outbox.confirmed(event).await, letter) {
-                (Ok(()), Some(letter)) => Box::pin(self.publish_letter(letter)).await,
-                (confirmed, _) => confirmed,
-            };
-            (envelope, confirmed)
-        }
+        Published { event: self.outbox.hand_over(self.bot.config(), &outcome), letter, envelope }
     }
 
-    async fn publish_letter(&self, letter: Message) -> Result<(), Unconfirmed> {
-        self.outbox.dead_letter(&letter).await?;
-        let reason = letter.text(header::REASON).unwrap_or_default().to_owned();
+    /// Waits for the confirm of an outcome, and hands over the dead letter, where there is one.
+    async fn event_confirmed(&self, event: Event, letter: Option<Message>) -> Result<Option<Letter>, Unconfirmed> {
+        self.outbox.confirmed(event).await?;
+        Ok(letter.map(|letter| self.outbox.hand_over_letter(letter)))
+    }
+
+    async fn letter_confirmed(&self, letter: Result<Option<Letter>, Unconfirmed>) -> Result<(), Unconfirmed> {
+        let Some(letter) = letter? else { return Ok(()) };
+        let reason = letter.message().text(header::REASON).unwrap_or_default().to_owned();
+        // Rare and large: boxed, so that the usual path needs no room for it.
+        Box::pin(self.outbox.letter_confirmed(letter)).await?;
         let bot = self.bot.config().name.clone();
         metrics::counter!(names::DEAD_LETTERS, "bot" => bot, "reason" => reason).increment(1);
         Ok(())
     }
+}
+
+/// A verdict whose outcome is handed to the publisher.
+struct Published {
+    event: Event,
+    letter: Option<Message>,
+    envelope: Envelope,
 }
 
 /// A verdict ready to be published.
