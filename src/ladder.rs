@@ -23,11 +23,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use redis::Script;
 
 use crate::job::{ConversationId, JobId};
 use crate::lease::ConversationLease;
-use crate::redis_link::RedisLink;
+use crate::redis_link::{RedisLink, Script};
 
 /// How long a place outlasts its rung: the job may have to wait behind others, or for the bot.
 const SLACK: Duration = Duration::from_secs(600);
@@ -141,8 +140,7 @@ impl Ladder {
         batch: &[(&JobId, Option<u64>)],
     ) -> Vec<Option<usize>> {
         let tag = tag(bot, conversation);
-        let mut script = STANDINGS.key(line_key(&self.link, &tag));
-        script.key(self.link.key("places", &tag));
+        let mut script = STANDINGS.on(&self.keys(&tag));
         {
             let remembered = self.remembered();
             let line = remembered.get(&tag);
@@ -198,9 +196,9 @@ impl Ladder {
         let tag = tag(bot, conversation);
         let lasts = stay + SLACK;
         let own = self.remembered().get(&tag).and_then(|line| line.places.get(job)).map_or(0, |place| place.order);
-        let mut script = CLIMB.key(line_key(&self.link, &tag));
+        let mut script = CLIMB.on(&self.keys(&tag));
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
-        script.key(self.link.key("places", &tag)).arg(job.as_str()).arg(rung).arg(lasts_ms).arg(own);
+        script.arg(job.as_str()).arg(rung).arg(lasts_ms).arg(own);
         let shared = self.link.call::<(f64, u64)>(&script).await.ok().map(|(order, since)| (micros(order), since));
         tracing::debug!(%tag, %job, rung, own, ?shared, "climbs");
         let now = now();
@@ -219,8 +217,8 @@ impl Ladder {
     /// Gives the place back: the job is worked on, or done with.
     pub async fn step_off(&self, bot: &str, conversation: &ConversationId, job: &JobId) {
         let tag = tag(bot, conversation);
-        let mut script = STEP_OFF.key(line_key(&self.link, &tag));
-        script.key(self.link.key("places", &tag)).arg(job.as_str());
+        let mut script = STEP_OFF.on(&self.keys(&tag));
+        script.arg(job.as_str());
         tracing::debug!(%tag, %job, "steps off");
         // Without Redis the place expires.
         let _ = self.link.call::<i64>(&script).await;
@@ -231,6 +229,11 @@ impl Ladder {
                 remembered.remove(&tag);
             }
         }
+    }
+
+    /// The keys of a conversation's line and places.
+    fn keys(&self, tag: &str) -> [String; 2] {
+        [line_key(&self.link, tag), self.link.key("places", tag)]
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashMap<String, Line>> {

@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use redis::Script;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -33,7 +32,7 @@ use crate::pipeline::endings::Ended;
 use crate::pipeline::ledger::Mark;
 use crate::pipeline::place::Place;
 use crate::pipeline::verdict::{Reason, Rejection, Verdict};
-use crate::redis_link::{Away, RedisLink};
+use crate::redis_link::{Away, RedisLink, Script};
 
 /// How long a lease holds.
 const HOLDS: Duration = Duration::from_secs(10);
@@ -49,15 +48,18 @@ const VERDICTS: usize = 1_000;
 const KEEP_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// Keys: lease, version record, retry line, verdicts, older verdicts. Arguments: token, milliseconds, marks of jobs.
-/// Returns {1 if it is ours now, 1 if somebody is in line, version or '', verdict of each mark or ''}.
+/// Returns {1 if it is ours now, 1 if somebody is in line, version or nil}, and where jobs have verdicts that of each
+/// mark or nil. Most have nobody in line and no verdicts: one question tells both.
 static ACQUIRE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local ours = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
 if not ours and redis.call('GET', KEYS[1]) == ARGV[1] then ours = redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-local answer = {ours and '1' or '0', tostring(redis.call('EXISTS', KEYS[3])), redis.call('GET', KEYS[2]) or ''}
+local answer = {ours and 1 or 0, 0, redis.call('GET', KEYS[2])}
+if redis.call('EXISTS', KEYS[3], KEYS[4], KEYS[5]) == 0 then return answer end
+answer[2] = redis.call('EXISTS', KEYS[3])
 for i = 3, #ARGV do
-  answer[#answer + 1] = redis.call('HGET', KEYS[4], ARGV[i]) or redis.call('HGET', KEYS[5], ARGV[i]) or ''
+  answer[i + 1] = redis.call('HGET', KEYS[4], ARGV[i]) or redis.call('HGET', KEYS[5], ARGV[i])
 end
 return answer
 ",
@@ -82,8 +84,8 @@ static RELEASE: LazyLock<Script> = LazyLock::new(|| {
         r"
 if ARGV[2] == 'set' then redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) end
 if ARGV[2] == 'drop' then redis.call('DEL', KEYS[2]) end
-for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
 if #ARGV > 5 then
+  redis.call('HSET', KEYS[3], unpack(ARGV, 6))
   redis.call('PEXPIRE', KEYS[3], ARGV[4])
   if redis.call('HLEN', KEYS[3]) >= tonumber(ARGV[5]) then redis.call('RENAME', KEYS[3], KEYS[4]) end
 end
@@ -242,7 +244,7 @@ impl ConversationLease {
     async fn renew(&self) -> Infallible {
         loop {
             sleep(RENEW_EVERY).await;
-            let mut script = RENEW.key(&self.lease_key);
+            let mut script = RENEW.on(&[&self.lease_key]);
             // Away is not lost: the next renewal may find it in time.
             if self.link.call::<i64>(script.arg(&self.token).arg(milliseconds(HOLDS))).await == Ok(0) {
                 self.lost.store(true, Ordering::Relaxed);
@@ -262,8 +264,10 @@ impl ConversationLease {
             Record::Set(version) => ("set", version.as_str()),
             Record::Drop => ("drop", ""),
         };
-        let mut script = RELEASE.key(&self.lease_key);
-        script.key(&self.version_key).key(&self.verdict_keys).arg(&self.token).arg(what).arg(version).arg(KEEP_MS);
+        let [verdicts_key, older_verdicts_key] = &self.verdict_keys;
+        let keys = [&self.lease_key, &self.version_key, verdicts_key, older_verdicts_key];
+        let mut script = RELEASE.on(&keys);
+        script.arg(&self.token).arg(what).arg(version).arg(KEEP_MS);
         script.arg(VERDICTS);
         for (mark, verdict) in verdicts {
             script.arg(mark.as_str()).arg(verdict.to_string());
@@ -273,19 +277,19 @@ impl ConversationLease {
     }
 
     async fn ask(&self, marks: &[&Mark]) -> Result<Answer, Away> {
-        let mut script = ACQUIRE.key(&self.lease_key);
-        script.key(&self.version_key).key(&self.line_key).key(&self.verdict_keys);
+        let [verdicts_key, older_verdicts_key] = &self.verdict_keys;
+        let keys = [&self.lease_key, &self.version_key, &self.line_key, verdicts_key, older_verdicts_key];
+        let mut script = ACQUIRE.on(&keys);
         script.arg(&self.token).arg(milliseconds(HOLDS));
         for mark in marks {
             script.arg(mark.as_str());
         }
-        let answer = self.link.call::<Vec<String>>(&script).await?;
-        let mut parts = answer.into_iter();
-        let mut next = || parts.next().unwrap_or_default();
-        let (ours, sees_a_line, recorded) = (next() == "1", next() == "1", next());
-        let found =
-            marks.iter().zip(parts).filter_map(|(mark, text)| Some((mark.as_str().to_owned(), text.parse().ok()?)));
-        let recorded = Some(recorded).filter(|version| !version.is_empty());
+        let mut parts = self.link.call::<Vec<redis::Value>>(&script).await?.into_iter();
+        let one = redis::Value::Int(1);
+        let (ours, sees_a_line) = (parts.next() == Some(one.clone()), parts.next() == Some(one));
+        let recorded = parts.next().and_then(text);
+        let found = marks.iter().zip(parts);
+        let found = found.filter_map(|(mark, part)| Some((mark.as_str().to_owned(), text(part)?.parse().ok()?)));
         Ok(Answer { ours, sees_a_line, recorded, verdicts: found.collect() })
     }
 }
@@ -384,6 +388,11 @@ impl FromStr for PastVerdict {
             _ => Err(NoVerdict),
         }
     }
+}
+
+/// The text that Redis answered, if it did.
+fn text(value: redis::Value) -> Option<String> {
+    redis::from_redis_value(value).ok().filter(|text: &String| !text.is_empty())
 }
 
 fn milliseconds(time: Duration) -> u64 {

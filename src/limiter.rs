@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::Script;
 use tokio::time::{Instant, sleep_until};
 
 use self::gcra::Budget;
+use self::joint::Joint;
 use self::meter::{Meter, Place};
 use crate::config::{self, Config};
-use crate::redis_link::RedisLink;
+use crate::redis_link::{RedisLink, Script};
 
 pub mod gcra;
+mod joint;
 pub mod meter;
 
 /// Lengthens the pause, never shortens it. Key: end of the pause. Argument: milliseconds from now.
@@ -56,6 +57,7 @@ impl Sources {
 #[derive(Debug)]
 pub struct Limiter {
     own: Meter,
+    joint: Joint,
     source: Option<Arc<Meter>>,
     redis: Arc<RedisLink>,
     pause_key: String,
@@ -69,7 +71,7 @@ impl Limiter {
         let budget = Budget::new(bot.requests_per_second, bot.burst);
         let (arrival_key, pause_key) = (redis.key("limit", &bot.name), redis.key("pause", &bot.name));
         let own = Meter::new(budget, arrival_key, pause_key.clone(), Arc::clone(&redis));
-        Self { own, source, redis, pause_key, paused_until: Mutex::default() }
+        Self { own, joint: Joint::default(), source, redis, pause_key, paused_until: Mutex::default() }
     }
 
     /// Waits until a request may be sent, and tells for how many of `wanted` (at least 1) that is so at that time.
@@ -97,7 +99,7 @@ impl Limiter {
         self.pause_here(time);
         let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).clamp(1, 86_400_000);
         // Without Redis the others find out by a 429 of their own.
-        let _ = self.redis.call::<i64>(PAUSE.key(&self.pause_key).arg(milliseconds)).await;
+        let _ = self.redis.call::<i64>(PAUSE.on(&[&self.pause_key]).arg(milliseconds)).await;
     }
 
     /// Lets no request of the bot go for that long, on this worker.
@@ -115,7 +117,10 @@ impl Limiter {
 
     /// The later of the places in both budgets, and how many; `None`: the bot is paused.
     async fn reserve(&self, wanted: u32) -> Option<(Instant, u32)> {
-        let Some(source) = &self.source else { return self.place(self.own.reserve(wanted).await) };
+        let Some(source) = &self.source else {
+            let place = if wanted == 1 { self.joint.reserve(&self.own).await } else { self.own.reserve(wanted).await };
+            return self.place(place);
+        };
         // One by one: a place of the one budget that has none in the other would be lost.
         let (own, _) = self.place(self.own.reserve(1).await)?;
         let (shared, _) = self.place(source.reserve(1).await)?;

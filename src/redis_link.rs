@@ -14,13 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo as _, RedisError, ScriptInvocation};
+use redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo as _, RedisError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{self, SecretUrl};
 use crate::retry;
+
+mod script;
+
+pub use script::{Invocation, Script};
 
 /// How long calls wait for the first connection of the process.
 pub const START_WITHIN: Duration = Duration::from_secs(3);
@@ -121,9 +125,9 @@ impl RedisLink {
     ///
     /// # Errors
     /// [`Away`]: Redis is not there, did not answer in time or did not take the script. It may have run.
-    pub async fn call<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Away> {
+    pub async fn call<T: FromRedisValue>(&self, script: &Invocation<'_>) -> Result<T, Away> {
         let (mut connection, serial) = self.connection().await?;
-        match timeout(CALL_WITHIN, script.invoke_async(&mut connection)).await {
+        match timeout(CALL_WITHIN, script.run(&mut connection)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if concerns_one_key(&error) => {
                 tracing::warn!(error = %error, "redis refused a script; working on without its answer");

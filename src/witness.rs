@@ -11,12 +11,10 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
-
 use crate::job::ConversationId;
 use crate::pipeline::evicted::Evicted;
 use crate::pipeline::ledger::{LowWater, Mark};
-use crate::redis_link::RedisLink;
+use crate::redis_link::{RedisLink, Script};
 
 /// Most marks of one conversation.
 pub const MAX_MARKS: usize = 10_000;
@@ -86,7 +84,7 @@ pub async fn record(
     after: LowWater,
 ) {
     let (count, time) = before.map_or_else(Default::default, |reach| (reach.evicted.to_string(), reach.at.to_string()));
-    let mut script = RECORD.key(key(link, bot, conversation));
+    let mut script = RECORD.on(&[key(link, bot, conversation)]);
     script.arg(count).arg(time).arg(after.evicted).arg(after.at.max(0));
     script.arg(KEEP_MS).arg(MAX_MARKS).arg(MAX_COUNTS).arg(marks);
     // Without Redis its memory has a gap, which the counts show.
@@ -96,7 +94,7 @@ pub async fn record(
 /// What is remembered of the ledger that has let go `evicted` records. `None`: the memory does not know that
 /// ledger, or Redis is away.
 pub async fn recall(link: &RedisLink, bot: &str, conversation: &ConversationId, evicted: u64) -> Option<Evicted> {
-    let mut script = RECALL.key(key(link, bot, conversation));
+    let mut script = RECALL.on(&[key(link, bot, conversation)]);
     let mut answer = link.call::<Vec<String>>(script.arg(evicted)).await.ok()?.into_iter();
     let begins = answer.next()?;
     let since = if begins.is_empty() { None } else { Some(begins.parse().ok()?) };

@@ -7,11 +7,10 @@
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::Script;
 use tokio::time::Instant;
 
 use super::gcra::{Budget, Gcra};
-use crate::redis_link::RedisLink;
+use crate::redis_link::{RedisLink, Script};
 
 /// How far apart places may be that are taken together: no timer here is finer.
 const TOGETHER: Duration = Duration::from_millis(2);
@@ -79,8 +78,8 @@ impl Meter {
             let local = self.local();
             if local.apart { local.gcra.ahead(self.micros(Instant::now())) } else { 0 }
         };
-        let mut script = RESERVE.key(&self.arrival_key);
-        script.key(&self.pause_key).arg(self.budget.interval()).arg(self.budget.tolerance()).arg(carried);
+        let mut script = RESERVE.on(&[&self.arrival_key, &self.pause_key]);
+        script.arg(self.budget.interval()).arg(self.budget.tolerance()).arg(carried);
         script.arg(wanted).arg(micros(TOGETHER));
         let answer = self.redis.call::<(u8, u32, u64, u64)>(&script).await;
         // Redis looked at its clock before now: counted from now, no request goes too early.

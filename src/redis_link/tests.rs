@@ -68,7 +68,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 async fn ping(link: &RedisLink) -> Result<i64, Away> {
-    link.call(&redis::Script::new("return 7").prepare_invoke()).await
+    link.call(&Script::new("return 7").on::<&str>(&[])).await
 }
 
 #[tokio::test]

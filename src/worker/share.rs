@@ -13,12 +13,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use redis::Script;
 use tokio_util::sync::CancellationToken;
 
 use super::seat::Seat;
 use crate::metrics as names;
-use crate::redis_link::RedisLink;
+use crate::redis_link::{RedisLink, Script};
 
 /// How often workers tell each other what they have.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -80,7 +79,7 @@ pub async fn share_out(seats: Vec<Arc<Seat>>, redis: Arc<RedisLink>, stop: Cance
         metrics::gauge!(names::BOTS_ACTIVE).set(f64::from(u32::try_from(mine.len()).unwrap_or(u32::MAX)));
         let lines = seats.iter().filter(|seat| seat.is_taken()).map(|seat| seat.bot.as_str());
         let what = std::iter::once(mine.len().to_string().as_str()).chain(lines).collect::<Vec<_>>().join(" ");
-        let told = redis.call::<Vec<String>>(TELL.key(&key).arg(&worker).arg(what).arg(milliseconds)).await;
+        let told = redis.call::<Vec<String>>(TELL.on(&[&key]).arg(&worker).arg(what).arg(milliseconds)).await;
         let others = told.unwrap_or_default().iter().filter_map(|text| Other::parse(text)).collect::<Vec<_>>();
         let waiting = waiting(mine.len(), &others);
         let Some(seat) = mine.iter().find(|seat| !seat.is_held() && waiting.contains(seat.bot.as_str())) else {
@@ -98,7 +97,7 @@ pub async fn share_out(seats: Vec<Arc<Seat>>, redis: Arc<RedisLink>, stop: Cance
         }
     }
     // Without Redis it is forgotten by itself.
-    let _ = redis.call::<i64>(LEAVE.key(&key).arg(&worker)).await;
+    let _ = redis.call::<i64>(LEAVE.on(&[&key]).arg(&worker)).await;
 }
 
 /// The bots in whose line a worker with less than its share waits, where we have more than ours.
