@@ -8,21 +8,27 @@
 //! wait for.
 //!
 //! A place can outlive its job: Redis was away when it was to be given back. So a message that comes back from a rung
-//! names the time of its climb, and whoever is before it and has not climbed since is gone: rungs and queues are first
-//! in, first out, so all who still wait came back before it, and left the line or climbed again. One round on the rung
-//! is then all that such a place costs. Jobs of one batch are here together: the others of it go, or are
-//! about to climb again, and are not gone.
+//! tells its [`Climb`], and whoever is before it, went onto *the same* rung and has not climbed since is gone: rungs and
+//! queues are first in, first out, so all of that rung who still wait came back before it, and left the line or climbed
+//! again. One round on the rung is then all that such a place costs. Of another rung nothing follows: a later job may be
+//! on a shorter one than the earlier ones, which climb while it is there. Jobs of one batch are here together: the others
+//! of it go, or are about to climb again, and are not gone.
 //!
 //! Places are kept in Redis, for all workers, and expire; every worker also remembers its own and uses them while
-//! Redis is away. What was taken during an outage counts beside Redis' line until it expires. A command that was given up
+//! Redis is away. What was taken during an outage counts beside Redis' line until Redis has been told
+//! ([`Ladder::tell_redis_what_it_missed`]), so that whoever gets the queue next sees it. A command that was given up
 //! may still reach Redis, seconds later when a network heals, and give a job a place behind those that came meanwhile;
-//! so a worker tells the order that it knows with every call, and the earlier one counts.
+//! so a worker tells the order that it knows with every call, and the earlier one counts. The message tells its place
+//! too: a worker that has neither Redis nor a memory of the job would put it behind everybody else.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use crate::job::{ConversationId, JobId};
 use crate::lease::ConversationLease;
@@ -32,23 +38,26 @@ use crate::redis_link::{RedisLink, Script};
 const SLACK: Duration = Duration::from_secs(600);
 /// Most conversations that are remembered here.
 const MAX_REMEMBERED: usize = 50_000;
+/// From here on a double, which is what Redis orders by, is not exact.
+const MAX_EXACT: u64 = 1 << 53;
 
-/// Keys: line (job → order), places (job → end:rung:climb). Arguments: the jobs of a batch, each with the time of the
-/// climb from which it comes or '0', and the order that the worker remembers or '0'. Returns per job its order or '0',
-/// the order of the one that it must follow or '0', and the rung of that.
+/// Keys: line (job → order), places (job → end:rung:climb). Arguments: milliseconds for which a line lasts at least, and
+/// the jobs of a batch, each with time and rung of the climb from which it comes or '0', and the order that the worker
+/// knows or '0'. Returns per job its order or '0', the order of the one that it must follow or '0', and the rung of that.
 static STANDINGS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local t = redis.call('TIME')
 local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 local found, go, here, stays = {}, {}, {}, {}
-for i = 1, #ARGV, 3 do here[ARGV[i]] = true end
-for i = 1, #ARGV, 3 do
-  local own, climbed, known = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
-  if known > 0 and not (own and tonumber(own) <= known) then
-    if own then redis.call('ZADD', KEYS[1], ARGV[i + 2], ARGV[i]) end
-    own = ARGV[i + 2]
-  end
+for i = 2, #ARGV, 4 do
+  here[ARGV[i]] = ARGV[i + 2]
+  local own, known = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 3])
+  if known > 0 and not (own and tonumber(own) <= known) then redis.call('ZADD', KEYS[1], ARGV[i + 3], ARGV[i]) end
+end
+if redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+for i = 2, #ARGV, 4 do
+  local own, climbed = redis.call('ZSCORE', KEYS[1], ARGV[i]), tonumber(ARGV[i + 1])
   local below, skip, follows, rung = own and ('(' .. own) or '+inf', 0, '0', 0
   while true do
     local before = redis.call('ZREVRANGEBYSCORE', KEYS[1], below, '-inf', 'WITHSCORES', 'LIMIT', skip, 1)
@@ -56,8 +65,9 @@ for i = 1, #ARGV, 3 do
     if go[before[1]] then skip = skip + 1
     else
       local ends, its, since = string.match(redis.call('HGET', KEYS[2], before[1]) or '', '^(%d+):(%d+):(%d+)$')
-      if here[before[1]] or (ends and tonumber(ends) > now and tonumber(since) > climbed) then
-        follows, rung = before[2], stays[before[1]] or tonumber(its or '0')
+      local waits = ends and tonumber(ends) > now and (tonumber(since) > climbed or its ~= ARGV[i + 2])
+      if here[before[1]] or waits then
+        follows, rung = before[2], stays[before[1]] or tonumber(its or here[before[1]])
         stays[ARGV[i]] = rung
         break
       end
@@ -109,21 +119,82 @@ return redis.call('ZREM', KEYS[1], ARGV[1])
     )
 });
 
+/// Keys: line, places. Arguments: jobs, each with its order, rung, milliseconds that it still lasts, and climb. What
+/// another worker knows better counts: an earlier order, a later climb.
+static SHARE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local t = redis.call('TIME')
+local now = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+for i = 1, #ARGV, 5 do
+  local own = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if not own or tonumber(ARGV[i + 1]) < tonumber(own) then redis.call('ZADD', KEYS[1], ARGV[i + 1], ARGV[i]) end
+  local since = string.match(redis.call('HGET', KEYS[2], ARGV[i]) or '', '^%d+:%d+:(%d+)$')
+  if not since or tonumber(since) < tonumber(ARGV[i + 4]) then
+    local ends = string.format('%.0f', now + tonumber(ARGV[i + 3]))
+    redis.call('HSET', KEYS[2], ARGV[i], ends .. ':' .. ARGV[i + 2] .. ':' .. ARGV[i + 4])
+  end
+  for k = 1, 2 do
+    if redis.call('PTTL', KEYS[k]) < tonumber(ARGV[i + 3]) then redis.call('PEXPIRE', KEYS[k], ARGV[i + 3]) end
+  end
+end
+return 1
+",
+    )
+});
+
+/// What a job on the ladder brings along in its message: when it went onto the rung, which one that is, and its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Climb {
+    /// Milliseconds since 1970.
+    since: u64,
+    rung: usize,
+    /// Microseconds since 1970.
+    order: u64,
+}
+
+impl fmt::Display for Climb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.since, self.rung, self.order)
+    }
+}
+
+/// Not a climb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoClimb;
+
+impl FromStr for Climb {
+    type Err = NoClimb;
+
+    fn from_str(text: &str) -> Result<Self, NoClimb> {
+        let mut parts = text.split(':').map(|part| part.parse::<u64>().ok().filter(|number| *number < MAX_EXACT));
+        let mut next = || parts.next().flatten().ok_or(NoClimb);
+        let (since, rung, order) = (next()?, next()?, next()?);
+        match usize::try_from(rung) {
+            Ok(rung) if order > 0 && parts.next().is_none() => Ok(Self { since, rung, order }),
+            _ => Err(NoClimb),
+        }
+    }
+}
+
 /// The lines of all conversations.
 #[derive(Debug)]
 pub struct Ladder {
     link: Arc<RedisLink>,
     remembered: Mutex<HashMap<String, Line>>,
+    /// A place was taken that Redis does not know of.
+    missed: Notify,
 }
 
 impl Ladder {
     /// The lines, empty as far as this worker remembers.
     #[must_use]
     pub fn new(link: Arc<RedisLink>) -> Self {
-        Self { link, remembered: Mutex::default() }
+        Self { link, remembered: Mutex::default(), missed: Notify::new() }
     }
 
-    /// Whether anybody of the conversation may be in line, so that [`Self::standings`] is worth its round trip.
+    /// Whether anybody of the conversation may be in line, so that [`Self::standings`] is worth its round trip. It always
+    /// is for who comes from a rung.
     #[must_use]
     pub fn concerns(&self, bot: &str, conversation: &ConversationId, lease: &ConversationLease) -> bool {
         lease.sees_a_line()
@@ -137,30 +208,43 @@ impl Ladder {
         &self,
         bot: &str,
         conversation: &ConversationId,
-        batch: &[(&JobId, Option<u64>)],
+        batch: &[(&JobId, Option<Climb>)],
     ) -> Vec<Option<usize>> {
         let tag = tag(bot, conversation);
         let mut script = STANDINGS.on(&self.keys(&tag));
+        script.arg(milliseconds(SLACK));
         {
             let remembered = self.remembered();
             let line = remembered.get(&tag);
-            for (job, climbed) in batch {
-                let order = line.and_then(|line| line.places.get(job)).map_or(0, |place| place.order);
-                script.arg(job.as_str()).arg(climbed.unwrap_or_default()).arg(order);
+            for (job, climb) in batch {
+                let orders = [line.and_then(|line| line.order(job)), climb.map(|climb| climb.order)];
+                let known = orders.into_iter().flatten().min().unwrap_or_default();
+                let (since, rung) = climb.map_or((0, 0), |climb| (climb.since, climb.rung));
+                script.arg(job.as_str()).arg(since).arg(rung).arg(known);
             }
         }
         let shared = self.link.call::<Vec<(String, String, usize)>>(&script).await.ok();
         let mut remembered = self.remembered();
         let mut nobody = Line::default();
-        let line = remembered.get_mut(&tag).unwrap_or(&mut nobody);
-        line.forget_expired(now());
+        let now = now();
+        let line = match batch.iter().any(|(_, climb)| climb.is_some()) {
+            true => line_of(&mut remembered, &tag, now),
+            false => remembered.get_mut(&tag),
+        };
+        let line = line.unwrap_or(&mut nobody);
+        line.forget_expired(now);
+        for (job, climb) in batch {
+            if let Some(climb) = climb {
+                line.learn(job, *climb, now, shared.is_some());
+            }
+        }
         let here = batch.iter().map(|(job, _)| *job).collect::<HashSet<_>>();
         let mut judged = Judged::new();
         // Where the last goes that has no place yet and must take one: it will be the end of the line.
         let mut newest = None;
         let order = |text: &str| text.parse::<f64>().ok().filter(|order| *order > 0.0).map(micros);
-        let standing = |(index, (job, climbed)): (usize, &(&JobId, Option<u64>))| {
-            line.forget_gone(job, climbed.unwrap_or_default(), &here);
+        let standing = |(index, (job, climb)): (usize, &(&JobId, Option<Climb>))| {
+            line.forget_gone(job, *climb, &here);
             let shared = shared.as_ref().map(|all| all.get(index).cloned().unwrap_or_default());
             let mut is_new = !line.places.contains_key(*job);
             let follows = match shared {
@@ -176,15 +260,15 @@ impl Ladder {
                 rung = newest.or(rung);
                 newest = rung;
             }
-            tracing::debug!(%tag, %job, climbed, ?follows, ?rung, "standing");
+            tracing::debug!(%tag, %job, ?climb, ?follows, ?rung, "standing");
             judged.insert((*job).clone(), rung);
             rung
         };
         batch.iter().enumerate().map(standing).collect()
     }
 
-    /// Takes a place in line, or keeps the one that the job has, for a stay of that length on that rung. Returns the
-    /// time of the climb, which the job must bring along when it comes back.
+    /// Takes a place in line, or keeps the one that the job has, for a stay of that length on that rung. Returns
+    /// what the job must bring along when it comes back.
     pub async fn climb(
         &self,
         bot: &str,
@@ -192,26 +276,24 @@ impl Ladder {
         job: &JobId,
         rung: usize,
         stay: Duration,
-    ) -> u64 {
+    ) -> Climb {
         let tag = tag(bot, conversation);
         let lasts = stay + SLACK;
-        let own = self.remembered().get(&tag).and_then(|line| line.places.get(job)).map_or(0, |place| place.order);
+        let own = self.remembered().get(&tag).and_then(|line| line.order(job)).unwrap_or_default();
         let mut script = CLIMB.on(&self.keys(&tag));
-        let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
-        script.arg(job.as_str()).arg(rung).arg(lasts_ms).arg(own);
+        script.arg(job.as_str()).arg(rung).arg(milliseconds(lasts)).arg(own);
         let shared = self.link.call::<(f64, u64)>(&script).await.ok().map(|(order, since)| (micros(order), since));
         tracing::debug!(%tag, %job, rung, own, ?shared, "climbs");
         let now = now();
         let since = shared.map_or(now / 1_000, |(_, since)| since);
+        if shared.is_none() {
+            self.missed.notify_one();
+        }
         let mut remembered = self.remembered();
-        if remembered.len() >= MAX_REMEMBERED {
-            remembered.retain(|_, line| line.is_used(now));
-        }
-        if remembered.len() < MAX_REMEMBERED || remembered.contains_key(&tag) {
-            let line = remembered.entry(tag).or_default();
-            line.take(job, shared.map(|(order, _)| order), rung, now, lasts, since);
-        }
-        since
+        let mut nobody = Line::default();
+        let line = line_of(&mut remembered, &tag, now).unwrap_or(&mut nobody);
+        let order = line.take(job, shared.map(|(order, _)| order), rung, now, lasts, since);
+        Climb { since, rung, order }
     }
 
     /// Gives the place back: the job is worked on, or done with.
@@ -231,6 +313,46 @@ impl Ladder {
         }
     }
 
+    /// Tells Redis, whenever it is back, what was taken without it; never ends. The queue may go to another worker, which
+    /// sees a line in Redis only; and it may have gone, so that nothing of the conversation comes here any more. A job
+    /// that has been done elsewhere meanwhile has a place again then, which holds others up for one round.
+    pub async fn tell_redis_what_it_missed(&self) {
+        loop {
+            self.missed.notified().await;
+            self.link.wait_until(true).await;
+            while !self.share().await {
+                self.link.wait_until(false).await;
+                self.link.wait_until(true).await;
+            }
+        }
+    }
+
+    /// Whether Redis has all places now.
+    async fn share(&self) -> bool {
+        let now = now();
+        let missing = |(tag, line): (&String, &Line)| {
+            let missing = line.places.iter().filter(|(_, place)| !place.shared && now < place.ends);
+            let missing = missing.map(|(job, place)| (job.clone(), *place)).collect::<Vec<_>>();
+            (!missing.is_empty()).then(|| (tag.clone(), missing))
+        };
+        let missing = self.remembered().iter().filter_map(missing).collect::<Vec<_>>();
+        let mut all = true;
+        for (tag, places) in missing {
+            let mut script = SHARE.on(&self.keys(&tag));
+            for (job, place) in &places {
+                script.arg(job.as_str()).arg(place.order).arg(place.rung);
+                script.arg((place.ends - now).div_ceil(1_000)).arg(place.since);
+            }
+            let shared = self.link.call::<i64>(&script).await.is_ok();
+            tracing::debug!(%tag, places = places.len(), shared, "tells what redis missed");
+            all &= shared;
+            if let Some(line) = self.remembered().get_mut(&tag).filter(|_| shared) {
+                places.iter().for_each(|(job, place)| line.is_shared(job, place.since));
+            }
+        }
+        all
+    }
+
     /// The keys of a conversation's line and places.
     fn keys(&self, tag: &str) -> [String; 2] {
         [line_key(&self.link, tag), self.link.key("places", tag)]
@@ -248,6 +370,19 @@ fn tag(bot: &str, conversation: &ConversationId) -> String {
 /// The key of a conversation's line.
 pub(crate) fn line_key(link: &RedisLink, tag: &str) -> String {
     link.key("line", tag)
+}
+
+/// The line of a conversation, to write into; `None`: too many are remembered.
+fn line_of<'a>(remembered: &'a mut HashMap<String, Line>, tag: &str, now: u64) -> Option<&'a mut Line> {
+    if remembered.len() >= MAX_REMEMBERED {
+        remembered.retain(|_, line| line.is_used(now));
+    }
+    let has_room = remembered.len() < MAX_REMEMBERED || remembered.contains_key(tag);
+    has_room.then(|| remembered.entry(tag.to_owned()).or_default())
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn now() -> u64 {
@@ -289,10 +424,29 @@ impl Line {
         self.places.retain(|_, place| now < place.ends);
     }
 
+    fn order(&self, job: &JobId) -> Option<u64> {
+        self.places.get(job).map(|place| place.order)
+    }
+
+    /// A job that comes from a rung has the place that its message tells, whoever gave it.
+    fn learn(&mut self, job: &JobId, climb: Climb, now: u64, shared: bool) {
+        let Climb { since, rung, order } = climb;
+        let ends = now.saturating_add(micros_of(SLACK));
+        let place = self.places.entry(job.clone()).or_insert(Place { order, rung, ends, since, shared });
+        place.order = place.order.min(order);
+    }
+
+    /// Redis has the place of that climb now.
+    fn is_shared(&mut self, job: &JobId, since: u64) {
+        if let Some(place) = self.places.get_mut(job).filter(|place| place.since == since) {
+            place.shared = true;
+        }
+    }
+
     /// Order and rung of the one right before a job, except those of the batch that may go themselves; those that may
     /// not are about to climb. The job's own order may be known better elsewhere.
     fn before(&self, job: &JobId, own: Option<u64>, judged: &Judged, unshared_only: bool) -> Option<(u64, usize)> {
-        let own = own.or_else(|| self.places.get(job).map(|place| place.order)).unwrap_or(u64::MAX);
+        let own = own.or_else(|| self.order(job)).unwrap_or(u64::MAX);
         let others = self.places.iter().filter(|(other, _)| *other != job);
         let before = others.filter(|(_, place)| place.order < own && !(unshared_only && place.shared));
         let rung = |(other, place): (&JobId, &Place)| match judged.get(other) {
@@ -302,20 +456,28 @@ impl Line {
         before.filter_map(rung).max()
     }
 
-    /// Who is before a job that climbed then and comes back now, has not climbed since and does not come back with it
-    /// is not in line any more.
-    fn forget_gone(&mut self, job: &JobId, climbed: u64, here: &HashSet<&JobId>) {
-        let Some(own) = self.places.get(job).map(|place| place.order) else { return };
-        self.places.retain(|other, place| place.since > climbed || place.order >= own || here.contains(other));
+    /// Who is before a job that comes back now, went onto the same rung before it and does not come back with it is not
+    /// in line any more.
+    fn forget_gone(&mut self, job: &JobId, climb: Option<Climb>, here: &HashSet<&JobId>) {
+        let (Some(climb), Some(own)) = (climb, self.order(job)) else { return };
+        self.places.retain(|other, place| {
+            let came_before = place.rung == climb.rung && place.since <= climb.since;
+            !came_before || place.order >= own || here.contains(other)
+        });
     }
 
-    fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration, since: u64) {
+    /// Returns the order of the place.
+    fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration, since: u64) -> u64 {
         let last = self.places.values().map(|place| place.order).max().unwrap_or_default();
-        let own = self.places.get(job).map(|place| place.order);
-        let order = shared.or(own).unwrap_or(now.max(last + 1));
-        let ends = now.saturating_add(u64::try_from(lasts.as_micros()).unwrap_or(u64::MAX));
+        let order = shared.or(self.order(job)).unwrap_or(now.max(last + 1));
+        let ends = now.saturating_add(micros_of(lasts));
         self.places.insert(job.clone(), Place { order, rung, ends, since, shared: shared.is_some() });
+        order
     }
+}
+
+fn micros_of(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -99,6 +99,8 @@ async fn run_parts(config: Config, with_relay: bool) -> anyhow::Result<ExitCode>
     let publisher = Publisher::new(&publishing);
     let outbox = Arc::new(Outbox::new(publisher, names.clone(), digest_key, notary, give_up.clone()));
     let ladder = Arc::new(Ladder::new(Arc::clone(&redis)));
+    let telling = Arc::clone(&ladder);
+    tokio::spawn(async move { telling.tell_redis_what_it_missed().await });
     let sources = Sources::new(&config, &redis);
     let (mut intakes, mut seats) = (JoinSet::new(), Vec::new());
     for bot in config.bots.values() {

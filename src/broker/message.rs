@@ -19,7 +19,8 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 pub mod header {
     /// Attempts so far (integer).
     pub const ATTEMPT: &str = "x-attempt";
-    /// When it went onto the rung of the retry ladder from which it comes, in milliseconds since 1970 (integer).
+    /// When it went onto the rung of the retry ladder from which it comes, onto which one, and its place in line
+    /// ([`crate::ladder::Climb`]).
     pub const CLIMBED: &str = "x-climbed";
     /// How often an operator replayed it (integer).
     pub const REPLAY_GENERATION: &str = "x-replay-generation";

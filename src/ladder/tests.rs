@@ -53,7 +53,7 @@ pub(crate) async fn a_place_without_a_job_holds_others_up_for_one_round(ladder: 
     let third = climb("third").await;
     assert_eq!(standing("second", Some(climbed)).await, None, "whoever was before it came back before it, or is gone");
     // Climbs are told apart by the millisecond.
-    while climb("second").await <= third {}
+    while climb("second").await.since <= third.since {}
     assert_eq!(standing("third", Some(third)).await, Some(1), "the second has climbed again");
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn who_comes_back_together_keeps_the_line(before: &Ladder, afte
         climbed.push(climb(before, name, 0).await);
     }
     // Climbs are told apart by the millisecond.
-    while climb(before, &names[0], 1).await <= climbed[2] {}
+    while climb(before, &names[0], 1).await.since <= climbed[2].since {}
     let together = [1, 2].map(|at| (&names[at], Some(climbed[at])));
     let fresh = job("fresh");
     let batch = [together[0], together[1], (&fresh, None)];
@@ -93,6 +93,57 @@ pub(crate) async fn who_is_new_stays_behind_who_was_new_before(ladder: &Ladder, 
     let climbed = ladder.climb(bot, conversation, &waits, 1, STAY).await;
     let batch = [(&earlier, None), (&waits, Some(climbed)), (&later, None)];
     assert_eq!(ladder.standings(bot, conversation, &batch).await, [Some(1), None, Some(1)]);
+}
+
+/// The promise about a later job that is back while earlier ones, which climbed before it, are still on a longer rung.
+pub(crate) async fn who_waits_on_a_longer_rung_is_not_gone(ladder: &Ladder, bot: &str) {
+    let conversation = &conversation();
+    let [first, later] = ["first", "later"].map(job);
+    let climb = async |name, rung| ladder.climb(bot, conversation, name, rung, STAY).await;
+    climb(&first, 1).await;
+    // It followed one between them, which was still on the short rung.
+    let climbed = climb(&later, 0).await;
+    let standing = async |climb| ladder.standings(bot, conversation, &[(&later, Some(climb))]).await[0];
+    assert_eq!(standing(climbed).await, Some(1), "the first one is still on its rung");
+    let climbed = climb(&later, 1).await;
+    assert_eq!(standing(climbed).await, None, "it would have come back before");
+}
+
+/// The promise about jobs that come back to a worker which knows nothing of them, and has no Redis that does.
+pub(crate) async fn who_comes_back_brings_the_place_along(before: &Ladder, after: &Ladder, bot: &str) {
+    let conversation = &conversation();
+    let [first, second, fresh] = ["first", "second", "fresh"].map(job);
+    let mut climbed = Vec::new();
+    for name in [&first, &second] {
+        climbed.push(before.climb(bot, conversation, name, 1, STAY).await);
+    }
+    let batch = [(&fresh, None), (&second, Some(climbed[1])), (&first, Some(climbed[0]))];
+    assert_eq!(after.standings(bot, conversation, &batch).await, [Some(1), Some(1), None]);
+    let again = after.climb(bot, conversation, &second, 1, STAY).await;
+    assert_eq!(again.order, climbed[1].order, "it keeps its place");
+    after.step_off(bot, conversation, &first).await;
+    assert_eq!(after.standings(bot, conversation, &[(&second, Some(again))]).await, [None]);
+    assert_eq!(after.standings(bot, conversation, &[(&fresh, None)]).await, [Some(1)]);
+}
+
+#[tokio::test]
+async fn without_redis_who_waits_on_a_longer_rung_is_not_gone() {
+    who_waits_on_a_longer_rung_is_not_gone(&Ladder::new(RedisLink::absent()), "b").await;
+}
+
+#[tokio::test]
+async fn without_redis_who_comes_back_brings_the_place_along() {
+    let [before, after] = [(); 2].map(|()| Ladder::new(RedisLink::absent()));
+    who_comes_back_brings_the_place_along(&before, &after, "b").await;
+}
+
+#[test]
+fn a_climb_survives_its_message_and_what_is_none_is_none() {
+    let climb = Climb { since: 1_795_976_706_852, rung: 2, order: 1_795_976_706_852_378 };
+    assert_eq!(climb.to_string().parse(), Ok(climb));
+    for text in ["", "1795976706852", "1:2", "1:2:0", "1:2:3:4", "1:-2:3", "1:2:9007199254740992", "a:2:3"] {
+        assert_eq!(text.parse::<Climb>(), Err(NoClimb), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -274,6 +274,10 @@ async fn with_redis_later_jobs_follow_the_earlier_ones_whoever_works() {
     let (before, after) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     crate::ladder::tests::who_comes_back_together_keeps_the_line(&before, &after, "two").await;
     crate::ladder::tests::who_is_new_stays_behind_who_was_new_before(&after, "three").await;
+    crate::ladder::tests::who_waits_on_a_longer_rung_is_not_gone(&ladder, "four").await;
+    // Redis knows as little of them as the worker.
+    let without = Ladder::new(RedisLink::absent());
+    crate::ladder::tests::who_comes_back_brings_the_place_along(&without, &after, "five").await;
 
     let (one, two) = (Ladder::new(Arc::clone(&link)), Ladder::new(second(&server, &link)));
     let (id, job) = (conversation("conv_2"), |name| JobId::new(name).unwrap());
@@ -329,6 +333,28 @@ async fn a_climb_that_reaches_redis_too_late_moves_nobody_back() {
     let other = Ladder::new(Arc::clone(&link));
     assert_eq!(other.standings("b", &id, &[(&first, None)]).await, [None], "and Redis knows it now");
     assert_eq!(other.standings("b", &id, &[(&second, None)]).await, [Some(0)]);
+}
+
+#[tokio::test]
+async fn what_was_taken_without_redis_is_told_when_it_is_back() {
+    let Some((mut server, link)) = private_redis().await else { return };
+    let (ladder, id, job) = (Ladder::new(Arc::clone(&link)), conversation("conv_1"), |name| JobId::new(name).unwrap());
+    let elsewhere = second(&server, &link);
+    let other = Ladder::new(Arc::clone(&elsewhere));
+    server.kill9().await.unwrap();
+    within("away", link.wait_until(false)).await;
+    let climbed = ladder.climb("b", &id, &job("first"), 1, Duration::from_secs(5)).await;
+    server.start_again().await.unwrap();
+    within("back", elsewhere.wait_until(true)).await;
+    let seen = async { while other.standings("b", &id, &[(&job("later"), None)]).await != [Some(1)] {} };
+    tokio::select! {
+        () = ladder.tell_redis_what_it_missed() => unreachable!("it never ends"),
+        () = within("a line that the other worker sees", seen) => {}
+    }
+    // What somebody else knows better stays.
+    let again = other.climb("b", &id, &job("first"), 2, Duration::from_secs(5)).await;
+    assert_eq!(again.to_string().rsplit(':').next(), climbed.to_string().rsplit(':').next(), "the place is kept");
+    assert_eq!(other.standings("b", &id, &[(&job("later"), None)]).await, [Some(2)]);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::bot::{Bot, Permit};
 use crate::broker::header;
 use crate::config::{self, LedgerMode};
 use crate::job::ConversationId;
-use crate::ladder::Ladder;
+use crate::ladder::{Climb, Ladder};
 use crate::lease::{self, Contention, ConversationLease, Hold, PastVerdict, Record};
 use crate::metrics as names;
 use crate::pipeline::endings::{self, Ended, Ending, Task};
@@ -139,11 +139,12 @@ impl Context {
         unsettled: &mut Unsettled,
     ) -> Vec<Held> {
         let bot = &self.bot.config().name;
-        if !self.ladder.concerns(bot, conversation, lease) {
+        let climb = |held: &Held| held.envelope.message.text(header::CLIMBED)?.parse::<Climb>().ok();
+        let comes_from_a_rung = batch.iter().any(|held| climb(held).is_some());
+        if !comes_from_a_rung && !self.ladder.concerns(bot, conversation, lease) {
             return batch;
         }
-        let climbed = |held: &Held| held.envelope.message.integer(header::CLIMBED);
-        let jobs = batch.iter().map(|held| (&held.task.job.id, climbed(held))).collect::<Vec<_>>();
+        let jobs = batch.iter().map(|held| (&held.task.job.id, climb(held))).collect::<Vec<_>>();
         let standings = self.ladder.standings(bot, conversation, &jobs).await;
         let mut rest = Vec::new();
         for (held, follows) in batch.into_iter().zip(standings) {

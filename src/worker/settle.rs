@@ -95,12 +95,12 @@ impl Context {
     ) -> Option<Envelope> {
         let bot = &self.bot.config().name;
         let delay = self.retry.schedule.get(rung).or(self.retry.schedule.last()).copied().unwrap_or_default();
-        let climbed = self.ladder.climb(bot, conversation, &task.job.id, rung, delay).await;
+        let climb = self.ladder.climb(bot, conversation, &task.job.id, rung, delay).await;
         let mut message = envelope
             .message
             .republish()
             .with_integer(header::ATTEMPT, u64::from(attempts))
-            .with_integer(header::CLIMBED, climbed)
+            .with_text(header::CLIMBED, &climb.to_string())
             .with_first_seen(envelope.first_seen)
             .with_text(header::TRACEPARENT, &envelope.traceparent);
         if task.may_have_been_applied() {

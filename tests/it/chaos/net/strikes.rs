@@ -10,6 +10,7 @@ use super::cuts::{Firewall, Lost};
 use super::field::{Field, Node};
 use crate::chaos::plan::{Due, Fault, Whom};
 use crate::chaos::strikes::{due, hold};
+use crate::chaos::traffic::now_ms;
 use crate::chaos::{Process, Run};
 use crate::world::{LIMIT, eventually};
 
@@ -67,7 +68,7 @@ pub async fn links(run: &Run, field: &Field, workers: &[Worker; 2], links: &Link
             Fault::AllFromBroker | Fault::AllFromRedis | Fault::AllFromApi => &workers[..],
             _ => &workers[usize::from(strike.draw % 2 == 0)..][..1],
         };
-        let from = Instant::now();
+        let (from, from_ms) = (Instant::now(), now_ms());
         for worker in struck {
             worker.firewall.cut(&peers, lost).await;
         }
@@ -77,7 +78,12 @@ pub async fn links(run: &Run, field: &Field, workers: &[Worker; 2], links: &Link
             packets += worker.firewall.heal(&peers, lost).await;
         }
         run.log.note(strike.fault, from);
-        eprintln!("{:?} for {length:?}, lost: {lost:?}, {packets} packets", strike.fault);
+        let names = struck.iter().map(|worker| worker.firewall.container.as_str()).collect::<Vec<_>>();
+        eprintln!(
+            "{:?} of {names:?} for {length:?}, {from_ms} to {}, lost: {lost:?}, {packets} packets",
+            strike.fault,
+            now_ms()
+        );
         if packets == 0 && links.is_busy {
             run.log.complain(format!("{:?}: a cut that nothing ran into", strike.fault));
         }
@@ -102,7 +108,8 @@ pub async fn nodes(run: &Run, field: &Field) {
         }
         let packets = node.firewall.heal(&neighbours, Lost::Both).await;
         run.log.note(strike.fault, from);
-        eprintln!("{:?}: {} for {:?}, {packets} packets", strike.fault, node.name, from.elapsed());
+        let (name, length) = (node.name, from.elapsed());
+        eprintln!("{:?} of {name} for {length:?}, to {}, {packets} packets", strike.fault, now_ms());
         if packets == 0 {
             run.log.complain(format!("{:?}: a cut that nothing ran into", strike.fault));
         }
