@@ -21,25 +21,27 @@
 //! so a worker tells the order that it knows with every call, and the earlier one counts. The message tells its place
 //! too: a worker that has neither Redis nor a memory of the job would put it behind everybody else.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
-use std::str::FromStr;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
+use self::line::{Judged, Line};
 use crate::job::{ConversationId, JobId};
 use crate::lease::ConversationLease;
 use crate::redis_link::{RedisLink, Script};
+
+mod climb;
+mod line;
+
+pub use climb::Climb;
 
 /// How long a place outlasts its rung: the job may have to wait behind others, or for the bot.
 const SLACK: Duration = Duration::from_secs(600);
 /// Most conversations that are remembered here.
 const MAX_REMEMBERED: usize = 50_000;
-/// From here on a double, which is what Redis orders by, is not exact.
-const MAX_EXACT: u64 = 1 << 53;
 
 /// Keys: line (job → order), places (job → end:rung:climb). Arguments: milliseconds for which a line lasts at least, and
 /// the jobs of a batch, each with time and rung of the climb from which it comes or '0', and the order that the worker
@@ -142,40 +144,6 @@ return 1
 ",
     )
 });
-
-/// What a job on the ladder brings along in its message: when it went onto the rung, which one that is, and its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Climb {
-    /// Milliseconds since 1970.
-    since: u64,
-    rung: usize,
-    /// Microseconds since 1970.
-    order: u64,
-}
-
-impl fmt::Display for Climb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.since, self.rung, self.order)
-    }
-}
-
-/// Not a climb.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoClimb;
-
-impl FromStr for Climb {
-    type Err = NoClimb;
-
-    fn from_str(text: &str) -> Result<Self, NoClimb> {
-        let mut parts = text.split(':').map(|part| part.parse::<u64>().ok().filter(|number| *number < MAX_EXACT));
-        let mut next = || parts.next().flatten().ok_or(NoClimb);
-        let (since, rung, order) = (next()?, next()?, next()?);
-        match usize::try_from(rung) {
-            Ok(rung) if order > 0 && parts.next().is_none() => Ok(Self { since, rung, order }),
-            _ => Err(NoClimb),
-        }
-    }
-}
 
 /// The lines of all conversations.
 #[derive(Debug)]
@@ -393,91 +361,6 @@ fn now() -> u64 {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number below 2^53")]
 fn micros(order: f64) -> u64 {
     order as u64
-}
-
-/// Jobs of a batch and the rung that they must go to; `None`: they may be worked on.
-type Judged = HashMap<JobId, Option<usize>>;
-
-/// One conversation's line as this worker remembers it. Times in microseconds since 1970, those of climbs in
-/// milliseconds.
-#[derive(Debug, Default)]
-struct Line {
-    places: BTreeMap<JobId, Place>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    order: u64,
-    rung: usize,
-    ends: u64,
-    since: u64,
-    /// Whether Redis has it too.
-    shared: bool,
-}
-
-impl Line {
-    fn is_used(&self, now: u64) -> bool {
-        self.places.values().any(|place| now < place.ends)
-    }
-
-    fn forget_expired(&mut self, now: u64) {
-        self.places.retain(|_, place| now < place.ends);
-    }
-
-    fn order(&self, job: &JobId) -> Option<u64> {
-        self.places.get(job).map(|place| place.order)
-    }
-
-    /// A job that comes from a rung has the place that its message tells, whoever gave it.
-    fn learn(&mut self, job: &JobId, climb: Climb, now: u64, shared: bool) {
-        let Climb { since, rung, order } = climb;
-        let ends = now.saturating_add(micros_of(SLACK));
-        let place = self.places.entry(job.clone()).or_insert(Place { order, rung, ends, since, shared });
-        place.order = place.order.min(order);
-    }
-
-    /// Redis has the place of that climb now.
-    fn is_shared(&mut self, job: &JobId, since: u64) {
-        if let Some(place) = self.places.get_mut(job).filter(|place| place.since == since) {
-            place.shared = true;
-        }
-    }
-
-    /// Order and rung of the one right before a job, except those of the batch that may go themselves; those that may
-    /// not are about to climb. The job's own order may be known better elsewhere.
-    fn before(&self, job: &JobId, own: Option<u64>, judged: &Judged, unshared_only: bool) -> Option<(u64, usize)> {
-        let own = own.or_else(|| self.order(job)).unwrap_or(u64::MAX);
-        let others = self.places.iter().filter(|(other, _)| *other != job);
-        let before = others.filter(|(_, place)| place.order < own && !(unshared_only && place.shared));
-        let rung = |(other, place): (&JobId, &Place)| match judged.get(other) {
-            None => Some((place.order, place.rung)),
-            Some(stays) => stays.map(|rung| (place.order, rung)),
-        };
-        before.filter_map(rung).max()
-    }
-
-    /// Who is before a job that comes back now, went onto the same rung before it and does not come back with it is not
-    /// in line any more.
-    fn forget_gone(&mut self, job: &JobId, climb: Option<Climb>, here: &HashSet<&JobId>) {
-        let (Some(climb), Some(own)) = (climb, self.order(job)) else { return };
-        self.places.retain(|other, place| {
-            let came_before = place.rung == climb.rung && place.since <= climb.since;
-            !came_before || place.order >= own || here.contains(other)
-        });
-    }
-
-    /// Returns the order of the place.
-    fn take(&mut self, job: &JobId, shared: Option<u64>, rung: usize, now: u64, lasts: Duration, since: u64) -> u64 {
-        let last = self.places.values().map(|place| place.order).max().unwrap_or_default();
-        let order = shared.or(self.order(job)).unwrap_or(now.max(last + 1));
-        let ends = now.saturating_add(micros_of(lasts));
-        self.places.insert(job.clone(), Place { order, rung, ends, since, shared: shared.is_some() });
-        order
-    }
-}
-
-fn micros_of(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

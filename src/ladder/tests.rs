@@ -1,5 +1,6 @@
 //! The promises of the line, for one with and one without Redis.
 
+use super::climb::NoClimb;
 use super::*;
 
 fn job(name: &str) -> JobId {
