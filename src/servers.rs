@@ -409,12 +409,13 @@ impl Server {
             run.process.signal("KILL");
             run.process.wait().await;
         }
-        run.process.leave();
         let server = self.kind.name;
         let mut tries = 0;
         loop {
             tries += 1;
             let run = self.run.as_mut().ok_or(Error::NotOurs { server, variable: self.kind.variable })?;
+            // Each that ended, or its shell would take the directory along that the next one needs.
+            run.process.leave();
             run.process = Watched::spawn(&run.again).map_err(|source| Error::Start { server, source })?;
             match self.wait_until_it_answers().await {
                 // What the one before held (a port, its name at the port mapper) can outlast it for a moment.

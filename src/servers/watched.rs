@@ -58,7 +58,8 @@ trap '' PIPE # nobody may be left to hear
 [ -z "$helped" ] || { kill -s KILL "$helped"; wait "$helped" 2>/dev/null; }
 echo "$status" 2>/dev/null
 exec >/dev/null 2>&1
-while :; do wait "$watcher"; left=$?; kill -0 "$watcher" 2>/dev/null || break; done
+# A signal can interrupt the wait even though the watcher has ended meanwhile: then the next one tells how.
+while wait "$watcher"; left=$?; [ "$left" -gt 128 ]; do :; done
 if [ "$left" -ne 0 ]; then
     # A container that docker was still making when its client was killed comes late.
     [ -z "$container" ] || { docker container inspect "$container" || sleep 3; docker rm -fv "$container"; }
