@@ -6,7 +6,7 @@
 //!   that is still held. One that is given back counts as held until the broker was told.
 //! - What is done behind one that is still held waits for it for [`PATIENCE`], and then is told alone, in order. So a
 //!   place of the prefetch window is free [`LINGER`] and [`PATIENCE`] late at most, and after a crash what was done
-//!   in this time comes again.
+//!   in this time comes again. Where half of the window waits so, nobody waits any longer.
 //!
 //! [`Acks`] decides and is pure; [`Teller`] is the task that tells.
 
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(20);
 struct Acks {
     held: BTreeSet<u64>,
     done: BTreeMap<u64, Instant>,
+    /// So many do not wait behind one that is held.
+    crowd: usize,
 }
 
 /// What the broker is told at one time, in this order.
@@ -58,9 +60,10 @@ impl Acks {
             None => BTreeMap::new(),
         };
         let up_to = std::mem::replace(&mut self.done, behind).into_keys().next_back();
+        let nobody_waits = all || self.done.len() >= self.crowd;
         let mut alone = Vec::new();
         self.done.retain(|tag, since| {
-            let waits = !all && now.saturating_duration_since(*since) < PATIENCE;
+            let waits = !nobody_waits && now.saturating_duration_since(*since) < PATIENCE;
             if !waits {
                 alone.push(*tag);
             }
@@ -76,6 +79,7 @@ pub(super) struct Ledger {
     acks: Arc<Mutex<Acks>>,
     /// There is something to tell, or much.
     changed: Arc<Notify>,
+    /// So many do not wait for company.
     many: usize,
 }
 
@@ -92,9 +96,15 @@ impl Ledger {
             acks.done(tag, Instant::now());
             acks.done.len()
         };
-        if count == 1 || count == self.many {
+        if count == 1 || count.is_multiple_of(self.many) {
             self.changed.notify_one();
         }
+    }
+
+    /// From now on nothing is told together: messages may be on their way here that stand before others.
+    pub fn tell_each_alone(&self) {
+        // Tags begin at 1: this one is before all, and is held for ever.
+        self.hold(0);
     }
 
     /// The broker was told by itself what becomes of a message.
@@ -106,8 +116,9 @@ impl Ledger {
         self.acks().take(Instant::now(), all)
     }
 
-    fn is_empty(&self) -> bool {
-        self.acks().done.is_empty()
+    /// How many are done and not told yet.
+    fn waiting(&self) -> usize {
+        self.acks().done.len()
     }
 
     fn acks(&self) -> MutexGuard<'_, Acks> {
@@ -125,8 +136,10 @@ pub(super) struct Teller {
 impl Teller {
     /// Begins. `prefetch` is the size of the window that must not fill up with what is done.
     pub fn start(channel: &Arc<Channel>, prefetch: u16) -> (Self, Ledger) {
+        let window = usize::from(prefetch);
+        let acks = Acks { crowd: window.div_ceil(2), ..Acks::default() };
         let ledger =
-            Ledger { acks: Arc::default(), changed: Arc::default(), many: usize::from(prefetch / 8).clamp(1, 64) };
+            Ledger { acks: Arc::new(Mutex::new(acks)), changed: Arc::default(), many: (window / 8).clamp(1, 64) };
         let closing = CancellationToken::new();
         let task = tokio::spawn(tell(Arc::clone(channel), ledger.clone(), closing.clone()));
         (Self { task, closing }, ledger)
@@ -146,17 +159,24 @@ impl Drop for Teller {
 }
 
 async fn tell(channel: Arc<Channel>, ledger: Ledger, closing: CancellationToken) {
-    loop {
+    let linger = async || {
+        tokio::select! {
+            () = sleep(LINGER) => {}
+            () = ledger.changed.notified() => {}
+            () = closing.cancelled() => {}
+        }
+    };
+    while !closing.is_cancelled() {
         tokio::select! {
             () = ledger.changed.notified() => {}
-            () = closing.cancelled() => break,
+            () = closing.cancelled() => {}
         }
-        while !ledger.is_empty() && !closing.is_cancelled() {
-            tokio::select! {
-                () = sleep(LINGER) => {}
-                () = ledger.changed.notified() => {}
-                () = closing.cancelled() => {}
-            }
+        if ledger.waiting() < ledger.many {
+            linger().await;
+        }
+        send(&channel, ledger.take(false)).await;
+        while ledger.waiting() > 0 && !closing.is_cancelled() {
+            linger().await;
             send(&channel, ledger.take(false)).await;
         }
     }
@@ -178,7 +198,7 @@ mod tests {
     use super::*;
 
     fn holding(tags: impl IntoIterator<Item = u64>) -> Acks {
-        Acks { held: tags.into_iter().collect(), ..Acks::default() }
+        Acks { held: tags.into_iter().collect(), crowd: 64, ..Acks::default() }
     }
 
     #[test]
@@ -192,6 +212,15 @@ mod tests {
         acks.done(4, now);
         assert_eq!(acks.take(now, false), Told { up_to: Some(4), alone: vec![] });
         assert_eq!(acks.take(now + PATIENCE, true), Told::default(), "nothing is told twice");
+    }
+
+    #[test]
+    fn nobody_waits_where_half_of_the_window_would() {
+        let (mut acks, now) = (Acks { crowd: 2, ..holding(1..=4) }, Instant::now());
+        acks.done(3, now);
+        assert_eq!(acks.take(now, false), Told::default());
+        acks.done(4, now);
+        assert_eq!(acks.take(now, false), Told { up_to: None, alone: vec![3, 4] });
     }
 
     #[test]
@@ -214,7 +243,7 @@ mod tests {
         /// What a broker would take for done is done, is all that is done in the end, and comes in order.
         #[test]
         fn nothing_is_told_that_is_not_done(steps in proptest::collection::vec((0u8..4, 0usize..64, 0u64..15), 1..200)) {
-            let (mut acks, mut now) = (Acks::default(), Instant::now());
+            let (mut acks, mut now) = (holding([]), Instant::now());
             let (mut next, mut held, mut done) = (1, Vec::<u64>::new(), BTreeSet::new());
             // What the broker holds as not acknowledged.
             let mut open = BTreeSet::new();

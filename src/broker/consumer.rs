@@ -117,6 +117,7 @@ impl Subscription {
     /// # Errors
     /// The channel is gone.
     pub async fn widen(&mut self) -> lapin::Result<()> {
+        self.acks.tell_each_alone();
         // Names in order: at the end of the channel a quorum queue gives back consumer by consumer in this order.
         let tag = format!("{}.{:05}", self.tag, self.full.len() + 1);
         let queue = self.consumer.queue();
