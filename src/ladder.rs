@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use self::line::{Judged, Line};
 use crate::job::{ConversationId, JobId};
@@ -40,6 +41,8 @@ pub use climb::Climb;
 
 /// How long a place outlasts its rung: the job may have to wait behind others, or for the bot.
 const SLACK: Duration = Duration::from_secs(600);
+/// How soon Redis is told again what it did not take.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// Most conversations that are remembered here.
 const MAX_REMEMBERED: usize = 50_000;
 
@@ -289,7 +292,8 @@ impl Ladder {
             self.missed.notified().await;
             self.link.wait_until(true).await;
             while !self.share().await {
-                self.link.wait_until(false).await;
+                // Redis may have been away for a moment only, or not take one key.
+                sleep(TELL_AGAIN).await;
                 self.link.wait_until(true).await;
             }
         }

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 pub const COMMAND: &str = "floor";
 
 /// Bytes of the worker's event of a job with two sets.
-const EVENT_BYTES: usize = 1_220;
+const EVENT_BYTES: usize = 1_200;
 
 #[derive(serde::Deserialize)]
 struct Job<'a> {

@@ -1,7 +1,7 @@
 //! The worker beside its peers: `make bench` (see CONTRIBUTING).
 //!
-//! The peers are the *floor* (the same requests by a throw-away program that promises nothing) and a Python worker
-//! in the usual libraries. Each runs as a process of its own on one private RabbitMQ, one private Redis and one
+//! The peers are the *floor* (the same requests by a throw-away program that promises nothing), the floor with an event
+//! as long as the worker's, and a Python worker in the usual libraries. Each runs as a process of its own on one private RabbitMQ, one private Redis and one
 //! fast stub of the platform's API; runs of different peers alternate, so that a neighbour of this machine who
 //! takes its time takes it from all of them. Figures are medians over rounds, ratios medians of the rounds' ratios.
 //!

@@ -73,9 +73,9 @@ impl Acks {
     }
 }
 
-/// The way by which receipts of one channel tell that their message is done.
+/// What is held and done of one channel, shared by its receipts and the task that tells.
 #[derive(Debug, Clone)]
-pub(super) struct Ledger {
+pub(super) struct Tracker {
     acks: Arc<Mutex<Acks>>,
     /// There is something to tell, or much.
     changed: Arc<Notify>,
@@ -83,7 +83,7 @@ pub(super) struct Ledger {
     many: usize,
 }
 
-impl Ledger {
+impl Tracker {
     /// A message came.
     pub fn hold(&self, tag: u64) {
         self.acks().held.insert(tag);
@@ -135,14 +135,14 @@ pub(super) struct Teller {
 
 impl Teller {
     /// Begins. `prefetch` is the size of the window that must not fill up with what is done.
-    pub fn start(channel: &Arc<Channel>, prefetch: u16) -> (Self, Ledger) {
+    pub fn start(channel: &Arc<Channel>, prefetch: u16) -> (Self, Tracker) {
         let window = usize::from(prefetch);
         let acks = Acks { crowd: window.div_ceil(2), ..Acks::default() };
-        let ledger =
-            Ledger { acks: Arc::new(Mutex::new(acks)), changed: Arc::default(), many: (window / 8).clamp(1, 64) };
+        let tracker =
+            Tracker { acks: Arc::new(Mutex::new(acks)), changed: Arc::default(), many: (window / 8).clamp(1, 64) };
         let closing = CancellationToken::new();
-        let task = tokio::spawn(tell(Arc::clone(channel), ledger.clone(), closing.clone()));
-        (Self { task, closing }, ledger)
+        let task = tokio::spawn(tell(Arc::clone(channel), tracker.clone(), closing.clone()));
+        (Self { task, closing }, tracker)
     }
 
     /// Tells what is left, and ends.
@@ -158,29 +158,29 @@ impl Drop for Teller {
     }
 }
 
-async fn tell(channel: Arc<Channel>, ledger: Ledger, closing: CancellationToken) {
+async fn tell(channel: Arc<Channel>, tracker: Tracker, closing: CancellationToken) {
     let linger = async || {
         tokio::select! {
             () = sleep(LINGER) => {}
-            () = ledger.changed.notified() => {}
+            () = tracker.changed.notified() => {}
             () = closing.cancelled() => {}
         }
     };
     while !closing.is_cancelled() {
         tokio::select! {
-            () = ledger.changed.notified() => {}
+            () = tracker.changed.notified() => {}
             () = closing.cancelled() => {}
         }
-        if ledger.waiting() < ledger.many {
+        if tracker.waiting() < tracker.many {
             linger().await;
         }
-        send(&channel, ledger.take(false)).await;
-        while ledger.waiting() > 0 && !closing.is_cancelled() {
+        send(&channel, tracker.take(false)).await;
+        while tracker.waiting() > 0 && !closing.is_cancelled() {
             linger().await;
-            send(&channel, ledger.take(false)).await;
+            send(&channel, tracker.take(false)).await;
         }
     }
-    send(&channel, ledger.take(true)).await;
+    send(&channel, tracker.take(true)).await;
 }
 
 /// On a channel that is gone there is nobody to tell: all that is held comes again.

@@ -1,8 +1,9 @@
 //! Consuming with manual settlement.
 //!
 //! Rules:
-//! - A [`Receipt`] is settled once, by value; [`Receipt::ack_soon`] tells the broker together with others ([`acks`]). One that is dropped unsettled gives its message back: a lost
+//! - A [`Receipt`] is settled once, by value. One that is dropped unsettled gives its message back: a lost
 //!   receipt would otherwise hold it, and a place of the prefetch window, until the channel ends.
+//! - [`Receipt::ack`] tells the broker at once, [`Receipt::ack_soon`] together with others ([`acks`]).
 //! - [`Subscription::cancel`] stops the intake and keeps the channel, so that what is held can still be settled.
 //!   What the broker had sent before comes out of [`Subscription::next`], then `None`.
 //! - Nothing waits for the broker for ever: lapin may leave a request unanswered that met the end of its connection.
@@ -95,7 +96,7 @@ pub struct Subscription {
     tag: String,
     stream: bool,
     teller: Teller,
-    acks: acks::Ledger,
+    acks: acks::Tracker,
 }
 
 impl Subscription {
@@ -175,7 +176,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    fn new(mut delivery: Delivery, channel: &Arc<Channel>, acks: &acks::Ledger, stream: bool) -> Self {
+    fn new(mut delivery: Delivery, channel: &Arc<Channel>, acks: &acks::Tracker, stream: bool) -> Self {
         let body = std::mem::take(&mut delivery.data);
         acks.hold(delivery.delivery_tag);
         Self {
@@ -222,7 +223,7 @@ pub struct Receipt {
     held: Option<Delivery>,
     /// Keeps the channel open while its messages are held.
     channel: Arc<Channel>,
-    acks: acks::Ledger,
+    acks: acks::Tracker,
     stream: bool,
 }
 
@@ -288,7 +289,7 @@ impl Drop for Receipt {
     }
 }
 
-async fn give_back(held: &Delivery, acks: &acks::Ledger, stream: bool) -> Result<(), SettleError> {
+async fn give_back(held: &Delivery, acks: &acks::Tracker, stream: bool) -> Result<(), SettleError> {
     if stream {
         check(held.ack(BasicAckOptions::default())).await?;
     } else {
