@@ -9,6 +9,7 @@
 //! gate, under its own deadline.
 
 mod permit;
+mod stock;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use self::permit::Unused;
+use self::stock::Stock;
 use crate::breaker::{Admission, Breaker, Pass, Phase, Settings, Sign};
 use crate::config;
 use crate::job::{ConversationId, Version};
@@ -47,7 +48,7 @@ pub struct Bot {
     /// Something at the gate changed.
     changed: Notify,
     pauses: Mutex<Pauses>,
-    unused: Unused,
+    stock: Stock,
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +129,7 @@ impl Bot {
             breaker,
             changed: Notify::new(),
             pauses: Mutex::default(),
-            unused: Unused::default(),
+            stock: Stock::new(Instant::now()),
         }))
     }
 
@@ -152,7 +153,7 @@ impl Bot {
 
     /// Reads a conversation.
     pub async fn read_now(
-        &self,
+        self: &Arc<Self>,
         mut permit: Permit,
         conversation: &ConversationId,
         trace: Option<&str>,
@@ -190,7 +191,7 @@ impl Bot {
     /// Writes `body` (of [`crate::target::encode`]), if the conversation is still at version `if_match`. Cancelling
     /// this leaves it unknown whether it took effect.
     pub async fn write_now(
-        &self,
+        self: &Arc<Self>,
         mut permit: Permit,
         conversation: &ConversationId,
         body: Bytes,
@@ -252,6 +253,25 @@ impl Bot {
         }
     }
 
+    /// A permit that needs no waiting; `None`: there is none at hand.
+    pub fn permit_at_hand(self: &Arc<Self>) -> Option<Permit> {
+        if self.limiter.paused_until().is_some() {
+            return None;
+        }
+        let now = Instant::now();
+        let place = self.stock.take(1, now).pop()?;
+        let admission = self.breaker().admit(now);
+        let Admission::Go(pass) = admission else {
+            self.stock.put_back(place);
+            return None;
+        };
+        self.meters.limiter_wait.record_many(Duration::ZERO, 1);
+        self.restock(now);
+        let mut permit = Permit::new(self, pass);
+        permit.grant(place, Duration::ZERO);
+        Some(permit)
+    }
+
     /// Waits until work may be started.
     pub async fn ready(&self) {
         while let Some(holding) = self.holding() {
@@ -306,18 +326,34 @@ impl Bot {
         }
     }
 
-    /// Takes places of the budget: as many of `wanted` as may be used when it returns, at least one. Those that others
-    /// did not use come first.
-    async fn spend(&self, wanted: usize) -> Vec<Instant> {
-        let unused = self.unused.take(wanted);
-        if !unused.is_empty() && self.limiter.paused_until().is_none() {
-            return unused;
-        }
+    /// Takes places of the budget: as many of `wanted` as may be used when it returns, at least one. Those at hand come
+    /// first.
+    async fn spend(self: &Arc<Self>, wanted: usize) -> Vec<Instant> {
         let asked = Instant::now();
-        let places = self.limiter.acquire(u32::try_from(wanted).unwrap_or(u32::MAX)).await;
-        let places = usize::try_from(places).unwrap_or(wanted);
-        self.meters.limiter_wait.record_many(asked.elapsed(), places);
-        vec![Instant::now(); places]
+        let at_hand = if self.limiter.paused_until().is_none() { self.stock.take(wanted, asked) } else { Vec::new() };
+        let places = if at_hand.is_empty() {
+            let places = self.limiter.acquire(u32::try_from(wanted).unwrap_or(u32::MAX)).await;
+            let (places, now) = (usize::try_from(places).unwrap_or(wanted), Instant::now());
+            self.stock.count(places, now);
+            vec![now; places]
+        } else {
+            at_hand
+        };
+        self.meters.limiter_wait.record_many(asked.elapsed(), places.len());
+        self.restock(asked);
+        places
+    }
+
+    /// Buys places ahead, where that is worth it.
+    fn restock(self: &Arc<Self>, now: Instant) {
+        let wanted = self.stock.lacks(now, || self.limiter.room());
+        if wanted > 0 {
+            let bot = Arc::clone(self);
+            tokio::spawn(async move {
+                let places = bot.limiter.acquire(wanted).await;
+                bot.stock.fill(places, Instant::now());
+            });
+        }
     }
 
     /// What an answer means for the requests after it.

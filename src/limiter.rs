@@ -94,6 +94,13 @@ impl Limiter {
         }
     }
 
+    /// How many requests may go at once now, as far as this process knows; 0 where the budget is not the bot's alone, since
+    /// a place that is bought there for nothing is another bot's.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        if self.source.is_some() || self.paused_until().is_some() { 0 } else { self.own.room() }
+    }
+
     /// Lets no request of the bot go for that long, on any worker that can reach Redis.
     pub async fn pause(&self, time: Duration) {
         self.pause_here(time);

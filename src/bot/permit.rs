@@ -1,19 +1,16 @@
 //! The permission to send one request: a pass of the breaker and a place in the budget.
 //!
-//! A place that is not used is the next one's: a batch of repeats needs no request, and would otherwise use up by many
-//! such batches what real work needs. It is good for a short while only, since requests that go later than their place
-//! meet those of later places.
+//! A place that is not used is the next one's ([`super::stock`]): a batch of repeats needs no request, and would
+//! otherwise use up by many such batches what real work needs.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Bot;
+use super::stock::is_fresh;
 use crate::breaker::{Pass, Phase, Sign};
-
-/// How long a place is good for.
-const FRESH: Duration = Duration::from_millis(20);
 
 /// The permission to send one request. Dropped without a report it says nothing about the target.
 #[derive(Debug)]
@@ -39,9 +36,10 @@ impl Permit {
     /// Whether it still is one: nothing has happened since that would have kept it from being given.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
-        self.place.is_some_and(is_fresh)
+        let now = Instant::now();
+        self.place.is_some_and(|place| is_fresh(place, now))
             && self.bot.limiter.paused_until().is_none()
-            && self.bot.breaker().phase(Instant::now()) != Phase::Open
+            && self.bot.breaker().phase(now) != Phase::Open
     }
 
     /// How long it took to get, asked once: who counts it has it.
@@ -92,32 +90,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
-            self.bot.unused.put(place);
+            self.bot.stock.put_back(place);
         }
         self.end(Sign::None);
     }
-}
-
-/// Places in the budget that were given and not used, at most one for each permit that was under way.
-#[derive(Debug, Default)]
-pub(super) struct Unused(Mutex<Vec<Instant>>);
-
-impl Unused {
-    /// Takes up to `wanted` of those that are still good.
-    pub fn take(&self, wanted: usize) -> Vec<Instant> {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.retain(|place| is_fresh(*place));
-        let rest = places.len().saturating_sub(wanted);
-        places.split_off(rest)
-    }
-
-    fn put(&self, place: Instant) {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.retain(|place| is_fresh(*place));
-        places.push(place);
-    }
-}
-
-fn is_fresh(place: Instant) -> bool {
-    place.elapsed() < FRESH
 }

@@ -141,6 +141,46 @@ async fn a_place_that_was_not_used_is_the_next_ones_for_a_short_while() {
     assert!(start.elapsed() >= Duration::from_millis(1_999), "{:?}", start.elapsed());
 }
 
+/// So many requests at once, all used.
+async fn spends(bot: &Arc<Bot>, number: usize) {
+    for mut permit in bot.permits(number).await {
+        let _ = permit.use_up();
+    }
+    // What is bought ahead is bought by a task of its own.
+    tokio::task::yield_now().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_there_is_far_more_budget_than_is_used_permits_are_at_hand() {
+    let settings = sandbox::Settings { rate: 0.0, ..sandbox::Settings::default() };
+    let bot = World::with(settings, "requests_per_second = 10000\nburst = 1000").await.bot;
+    assert!(bot.permit_at_hand().is_none(), "nobody has used any yet");
+    spends(&bot, 20).await;
+    let mut at_hand = 0;
+    while let Some(mut permit) = bot.permit_at_hand() {
+        let _ = permit.use_up();
+        at_hand += 1;
+    }
+    assert_eq!(at_hand, 20, "as many as were used lately");
+    spends(&bot, 20).await;
+    tokio::time::advance(Duration::from_millis(20)).await;
+    assert!(bot.permit_at_hand().is_none(), "they are too old");
+    spends(&bot, 20).await;
+    bot.limiter.pause_here(Duration::from_millis(1));
+    assert!(bot.permit_at_hand().is_none(), "the bot is paused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_used_up_is_not_bought_ahead() {
+    let settings = sandbox::Settings { rate: 0.0, ..sandbox::Settings::default() };
+    let bot = World::with(settings, "requests_per_second = 1000\nburst = 20").await.bot;
+    spends(&bot, 20).await;
+    assert!(bot.permit_at_hand().is_none());
+    let start = Instant::now();
+    spends(&bot, 1).await;
+    assert!(start.elapsed() <= Duration::from_millis(2), "the place is the next one: {:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn refusals_and_conflicts_do_not_open_the_breaker() {
     let world = World::new("").await;

@@ -86,6 +86,13 @@ impl Gcra {
         (count, last.saturating_sub(budget.tolerance).saturating_sub(now))
     }
 
+    /// How many requests may go at `now`.
+    #[must_use]
+    pub fn room(&self, budget: Budget, now: u64) -> u64 {
+        let arrival = self.arrival.max(now);
+        (now + budget.tolerance).checked_sub(arrival).map_or(0, |room| room / budget.interval.max(1) + 1)
+    }
+
     /// When the next place is, on the clock of `now`.
     #[must_use]
     pub fn next(&self, budget: Budget) -> u64 {
@@ -189,6 +196,10 @@ mod tests {
                 let singly = (0..count).map(|_| single.reserve(budget, now)).collect::<Vec<_>>();
                 prop_assert_eq!(singly.last(), Some(&wait));
                 prop_assert!(count == 1 || wait <= together, "nobody waits long for others");
+                let room = before.room(budget, now);
+                prop_assert_eq!(room > 0, before.next(budget) <= now);
+                let mut all = before;
+                prop_assert!(room == 0 || all.reserve_some(budget, now, room + 1, 0) == (room, 0));
                 prop_assert_eq!(some, single);
                 let mut one_more = before;
                 let (more, wait) = one_more.reserve_some(budget, now, wanted + 1, together);

@@ -101,6 +101,13 @@ impl Meter {
         }
     }
 
+    /// How many requests may go at once now, as far as the last answer tells.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        let now = self.micros(Instant::now());
+        u32::try_from(self.local().gcra.room(self.budget, now)).unwrap_or(u32::MAX)
+    }
+
     fn micros(&self, instant: Instant) -> u64 {
         micros(instant.saturating_duration_since(self.epoch))
     }

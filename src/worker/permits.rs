@@ -36,6 +36,9 @@ impl Permits {
                 return Some(permit);
             }
         }
+        if let Some(permit) = self.bot.permit_at_hand() {
+            return Some(permit);
+        }
         if self.buying.is_none() {
             let bot = Arc::clone(&self.bot);
             self.buying = Some(async move { bot.permits(wanted).await }.boxed());

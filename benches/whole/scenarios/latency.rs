@@ -20,15 +20,26 @@ const WARM_UP: usize = 1_000;
 const PROBE: usize = 12_000;
 
 pub async fn run(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
-    let jobs = distinct(PROBE, Kind::Sets);
-    let probe = Run { jobs: &jobs, in_flight: IN_FLIGHT, first: First::Write };
-    let rate = probe.of(Peer::Worker, stage).await?.jobs_per_second / 2.0;
-    let (mut floor, mut worker) = (Percentiles::default(), Percentiles::default());
+    let rate = match std::env::var("BENCH_RATE") {
+        Ok(rate) => rate.parse()?,
+        Err(_) => {
+            let jobs = distinct(PROBE, Kind::Sets);
+            let probe = Run { jobs: &jobs, in_flight: IN_FLIGHT, first: First::Write };
+            probe.of(Peer::Worker, stage).await?.jobs_per_second / 2.0
+        }
+    };
+    let (mut floor, mut worker, mut before) = (Percentiles::default(), Percentiles::default(), Percentiles::default());
     for round in 0..rounds(ROUNDS) {
         floor.add(&measure(Peer::Floor, stage, rate, round).await?);
         worker.add(&measure(Peer::Worker, stage, rate, round).await?);
+        if Peer::Before.takes_part(stage) {
+            before.add(&measure(Peer::Before, stage, rate, round).await?);
+        }
     }
-    for (name, percentiles) in [("floor", &floor), ("worker", &worker)] {
+    for (name, percentiles) in [("floor", &floor), ("worker", &worker), ("before", &before)] {
+        if percentiles.p50.is_empty() {
+            continue;
+        }
         let figures =
             vec![("jobs/s offered", rate), ("ms p50", median(&percentiles.p50)), ("ms p99", median(&percentiles.p99))];
         report.row("latency at half load", name, figures);
