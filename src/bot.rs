@@ -346,7 +346,7 @@ impl Bot {
 
     /// Buys places ahead, where that is worth it.
     fn restock(self: &Arc<Self>, now: Instant) {
-        let wanted = self.stock.lacks(now, || self.limiter.room());
+        let wanted = self.stock.lacks(now, || self.limiter.ahead());
         if wanted > 0 {
             let bot = Arc::clone(self);
             tokio::spawn(async move {

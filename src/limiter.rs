@@ -20,6 +20,13 @@ pub mod gcra;
 mod joint;
 pub mod meter;
 
+/// The part of a burst that is kept for places that are bought ahead …
+const PART_OF_BURST: u32 = 8;
+/// … where it is at least so many.
+const WORTH_IT: u32 = 4;
+/// What is bought ahead is at most this part of what may go at once.
+const PART_OF_ROOM: u32 = 4;
+
 /// Lengthens the pause, never shortens it. Key: end of the pause. Argument: milliseconds from now.
 static PAUSE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -53,10 +60,18 @@ impl Sources {
     }
 }
 
+/// Places that may be bought ahead, out of a burst of so many.
+fn bought_ahead(burst: u32) -> u32 {
+    let part = burst / PART_OF_BURST;
+    if part < WORTH_IT { 0 } else { part }
+}
+
 /// The limiter of one bot.
 #[derive(Debug)]
 pub struct Limiter {
     own: Meter,
+    /// Places that may be bought ahead of their use.
+    ahead: u32,
     joint: Joint,
     source: Option<Arc<Meter>>,
     redis: Arc<RedisLink>,
@@ -68,10 +83,12 @@ impl Limiter {
     /// The limiter of a bot, with the budget that it shares with others.
     #[must_use]
     pub fn new(bot: &config::Bot, redis: Arc<RedisLink>, source: Option<Arc<Meter>>) -> Self {
-        let budget = Budget::new(bot.requests_per_second, bot.burst);
+        // A place of a source's budget that is bought for nothing is another bot's.
+        let ahead = if source.is_some() { 0 } else { bought_ahead(bot.burst) };
+        let budget = Budget::new(bot.requests_per_second, bot.burst - ahead);
         let (arrival_key, pause_key) = (redis.key("limit", &bot.name), redis.key("pause", &bot.name));
         let own = Meter::new(budget, arrival_key, pause_key.clone(), Arc::clone(&redis));
-        Self { own, joint: Joint::default(), source, redis, pause_key, paused_until: Mutex::default() }
+        Self { own, ahead, joint: Joint::default(), source, redis, pause_key, paused_until: Mutex::default() }
     }
 
     /// Waits until a request may be sent, and tells for how many of `wanted` (at least 1) that is so at that time.
@@ -94,11 +111,12 @@ impl Limiter {
         }
     }
 
-    /// How many requests may go at once now, as far as this process knows; 0 where the budget is not the bot's alone, since
-    /// a place that is bought there for nothing is another bot's.
+    /// How many places may be in stock now, bought before there is a request for them. They come out of the burst: used
+    /// together with all that may go at once then, they are no more requests than the settings allow. 0 while the budget
+    /// is what is waited for.
     #[must_use]
-    pub fn room(&self) -> u32 {
-        if self.source.is_some() || self.paused_until().is_some() { 0 } else { self.own.room() }
+    pub fn ahead(&self) -> u32 {
+        if self.paused_until().is_some() { 0 } else { self.ahead.min(self.own.room() / PART_OF_ROOM) }
     }
 
     /// Lets no request of the bot go for that long, on any worker that can reach Redis.

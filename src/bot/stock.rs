@@ -1,9 +1,9 @@
 //! Places in the budget at hand: those that were given and not used, and those bought ahead.
 //!
 //! While there is far more budget than is used, asking for each place costs the requests a round trip that tells nobody
-//! anything. So as many are bought ahead as were used lately, and never more than a part of what may go at once: where
-//! the budget is what is waited for, nothing is. A place is good for [`FRESH`] only, since requests that go later than
-//! their places meet those of later places; what is not used until then is lost.
+//! anything. So as many are bought ahead as were used lately, and never more than the limiter allows
+//! ([`crate::limiter::Limiter::ahead`]): where the budget is what is waited for, nothing is. A place is good for [`FRESH`]
+//! only, since requests that go later than their places meet those of later places; what is not used until then is lost.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,8 +16,6 @@ const FRESH: Duration = Duration::from_millis(20);
 const COVERS: Duration = Duration::from_millis(10);
 /// Used less often than that in [`COVERS`], places would mostly grow old.
 const WORTH_IT: u32 = 4;
-/// What is bought ahead is at most this part of what may go at once.
-const PART_OF_ROOM: u32 = 4;
 
 /// Whether a place is still good.
 pub(super) fn is_fresh(place: Instant, now: Instant) -> bool {
@@ -60,16 +58,16 @@ impl Stock {
         self.inner().places.push(place);
     }
 
-    /// How many places to buy ahead now, where `room` may go at once; whoever is told more than 0 says
+    /// How many places to buy ahead now, where at most `most` may be in stock; whoever is told more than 0 says
     /// [`Self::fill`] afterwards, and nobody else is told to buy meanwhile.
-    pub fn lacks(&self, now: Instant, room: impl FnOnce() -> u32) -> u32 {
+    pub fn lacks(&self, now: Instant, most: impl FnOnce() -> u32) -> u32 {
         let mut inner = self.inner();
         let wanted = inner.used.lately(now);
         let at_hand = u32::try_from(inner.places.len()).unwrap_or(u32::MAX);
         if inner.is_being_filled || wanted < WORTH_IT || at_hand > wanted / 2 {
             return 0;
         }
-        let lacks = (wanted - at_hand).min(room() / PART_OF_ROOM);
+        let lacks = wanted.min(most()).saturating_sub(at_hand);
         inner.is_being_filled = lacks > 0;
         lacks
     }
@@ -151,8 +149,9 @@ mod tests {
     fn nothing_is_bought_where_the_budget_is_what_is_waited_for_or_little_is_used() {
         let start = Instant::now();
         assert_eq!(used(40, start).lacks(start, || 0), 0);
-        assert_eq!(used(40, start).lacks(start, || 3), 0);
-        assert_eq!(used(40, start).lacks(start, || 8), 2, "a part of what may go at once");
+        let stock = used(40, start);
+        stock.put_back(start);
+        assert_eq!(stock.lacks(start, || 8), 7, "at most 8 in stock");
         assert_eq!(used(3, start).lacks(start, || 1_000), 0);
         assert_eq!(used(40, start).lacks(after(start, 19), || 1_000), 40);
         assert_eq!(used(40, start).lacks(after(start, 20), || 1_000), 0, "used up to then, not now");

@@ -162,6 +162,20 @@ async fn while_there_is_far_more_budget_than_is_used_permits_are_at_hand() {
         at_hand += 1;
     }
     assert_eq!(at_hand, 20, "as many as were used lately");
+    // Those at hand, grown older, and all that may go at once then, are the burst and no more.
+    tokio::task::yield_now().await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    spends(&bot, 100).await;
+    tokio::time::advance(Duration::from_millis(19)).await;
+    let (start, mut at_once) = (Instant::now(), 0);
+    while start.elapsed() == Duration::ZERO {
+        let mut permit = bot.permit().await;
+        let _ = permit.use_up();
+        at_once += usize::from(start.elapsed() == Duration::ZERO);
+    }
+    // 20 ms of places were taken 19 ms ago.
+    assert_eq!(at_once, 1_000 - 125 - 10 + 100, "100 were at hand, 125 of the burst are kept for those");
+    tokio::time::advance(Duration::from_secs(1)).await;
     spends(&bot, 20).await;
     tokio::time::advance(Duration::from_millis(20)).await;
     assert!(bot.permit_at_hand().is_none(), "they are too old");
