@@ -28,6 +28,7 @@ pub(super) struct Stock(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// At most one for each permit that was under way, and those bought ahead.
     places: Vec<Instant>,
     used: Used,
     is_being_filled: bool,
