@@ -8,7 +8,8 @@
 //! The worker is the release binary with all its guarantees: lease, ledger, confirmed events, hash chain, metrics.
 //!
 //! `BENCH=cold,hot` picks scenarios, `BENCH_ROUNDS=9` repeats more often, `BENCH_MEMORY_JOBS=100000` and
-//! `BENCH_LETTERS=10000` shorten the longest ones, `BENCH_RATE=4000` compares builds at the same load. The result is printed, and written to `target/bench/` as JSON and as a picture.
+//! `BENCH_LETTERS=10000` shorten the longest ones, `BENCH_RATE=4000` sets the load of `latency`, in jobs a
+//! second. The result is printed, and written to `target/bench/` as JSON and as a picture.
 #![allow(clippy::print_stdout, reason = "a benchmark whose audience is gone may end loudly")]
 
 use anyhow::Context as _;

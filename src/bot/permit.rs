@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Bot;
 use super::stock::is_fresh;
-use crate::breaker::{Pass, Phase, Sign};
+use crate::breaker::{Admission, Pass, Phase, Sign};
 
 /// The permission to send one request. Dropped without a report it says nothing about the target.
 #[derive(Debug)]
@@ -21,6 +21,105 @@ pub struct Permit {
     /// Since when the request may be sent; `None`: there is no place yet, or it is used.
     place: Option<Instant>,
     waited: Duration,
+}
+
+impl Bot {
+    /// Waits until a request may be sent. Cancelling it is safe.
+    pub async fn permit(self: &Arc<Self>) -> Permit {
+        loop {
+            if let Some(permit) = self.permits(1).await.pop() {
+                return permit;
+            }
+        }
+    }
+
+    /// Waits until a request may be sent, and gives permits for as many of `wanted` as may be sent then, at least one.
+    /// Cancelling it is safe.
+    pub async fn permits(self: &Arc<Self>, wanted: usize) -> Vec<Permit> {
+        let asked = Instant::now();
+        loop {
+            // Owned from here on, so that a caller who goes away while waiting gives the passes back.
+            let mut permits = vec![Permit::new(self, self.pass().await)];
+            while permits.len() < wanted
+                && let Admission::Go(pass) = self.breaker().admit(Instant::now())
+            {
+                permits.push(Permit::new(self, pass));
+            }
+            let places = self.spend(permits.len()).await;
+            permits.truncate(places.len());
+            let waited = asked.elapsed();
+            permits.iter_mut().zip(places).for_each(|(permit, place)| permit.grant(place, waited));
+            if self.breaker().phase(Instant::now()) != Phase::Open {
+                return permits;
+            }
+        }
+    }
+
+    /// A permit that needs no waiting; `None`: there is none at hand.
+    pub fn permit_at_hand(self: &Arc<Self>) -> Option<Permit> {
+        if self.limiter.paused_until().is_some() {
+            return None;
+        }
+        let now = Instant::now();
+        let place = self.stock.take(1, now).pop()?;
+        let admission = self.breaker().admit(now);
+        let Admission::Go(pass) = admission else {
+            self.stock.put_back(place);
+            return None;
+        };
+        self.meters.limiter_wait.record_many(Duration::ZERO, 1);
+        self.restock(now);
+        let mut permit = Permit::new(self, pass);
+        permit.grant(place, Duration::ZERO);
+        Some(permit)
+    }
+
+    async fn pass(&self) -> Pass {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            let admission = self.breaker().admit(Instant::now());
+            match admission {
+                Admission::Go(pass) => return pass,
+                Admission::Until(instant) | Admission::Full(Some(instant)) => {
+                    tokio::select! { () = changed => {}, () = sleep_until(instant) => {} }
+                }
+                Admission::Full(None) => changed.await,
+            }
+        }
+    }
+
+    /// Takes places of the budget: as many of `wanted` as may be used when it returns, at least one. Those at hand come
+    /// first.
+    pub(super) async fn spend(self: &Arc<Self>, wanted: usize) -> Vec<Instant> {
+        let asked = Instant::now();
+        let at_hand = if self.limiter.paused_until().is_none() { self.stock.take(wanted, asked) } else { Vec::new() };
+        let places = if at_hand.is_empty() {
+            let places = self.limiter.acquire(u32::try_from(wanted).unwrap_or(u32::MAX)).await;
+            let (places, now) = (usize::try_from(places).unwrap_or(wanted), Instant::now());
+            self.stock.count(places, now);
+            vec![now; places]
+        } else {
+            at_hand
+        };
+        self.meters.limiter_wait.record_many(asked.elapsed(), places.len());
+        self.restock(asked);
+        places
+    }
+
+    /// Buys places ahead, where that is worth it.
+    fn restock(self: &Arc<Self>, now: Instant) {
+        let wanted = self.stock.lacks(now, || self.limiter.ahead());
+        if wanted > 0 {
+            let bot = Arc::clone(self);
+            tokio::spawn(async move {
+                let places = bot.limiter.acquire(wanted).await;
+                bot.stock.fill(places, Instant::now());
+            });
+        }
+    }
 }
 
 impl Permit {

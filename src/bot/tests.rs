@@ -187,8 +187,8 @@ async fn while_there_is_far_more_budget_than_is_used_permits_are_at_hand() {
 #[tokio::test(start_paused = true)]
 async fn a_budget_that_is_used_up_is_not_bought_ahead() {
     let settings = sandbox::Settings { rate: 0.0, ..sandbox::Settings::default() };
-    let bot = World::with(settings, "requests_per_second = 1000\nburst = 20").await.bot;
-    spends(&bot, 20).await;
+    let bot = World::with(settings, "requests_per_second = 1000\nburst = 40").await.bot;
+    spends(&bot, 40).await;
     assert!(bot.permit_at_hand().is_none());
     let start = Instant::now();
     spends(&bot, 1).await;

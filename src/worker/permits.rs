@@ -1,4 +1,5 @@
-//! The intake's permits: bought for all lanes that are ready in one go, one purchase at a time.
+//! The intake's permits: those that the bot has at hand, else bought for all lanes that are ready in one go, one purchase
+//! at a time.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ impl Permits {
         Self { bot, at_hand: Vec::new(), buying: None }
     }
 
-    /// A permit that is good; where there is none, `wanted` of them are bought, and [`Self::bought`] tells when.
+    /// A permit that is good; where there is none at hand, `wanted` of them are bought, and [`Self::bought`] tells when.
     pub fn take(&mut self, wanted: usize) -> Option<Permit> {
         while let Some(permit) = self.at_hand.pop() {
             if permit.is_fresh() {

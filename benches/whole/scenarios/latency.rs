@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
+
 use super::rounds;
 use super::throughput::Run;
 use crate::load::{Kind, Loader, at_random, conversation, distinct, schedule};
@@ -21,7 +23,7 @@ const PROBE: usize = 12_000;
 
 pub async fn run(stage: &mut Stage, report: &mut Report) -> anyhow::Result<()> {
     let rate = match std::env::var("BENCH_RATE") {
-        Ok(rate) => rate.parse()?,
+        Ok(rate) => rate.parse().context("BENCH_RATE is no number of jobs a second")?,
         Err(_) => {
             let jobs = distinct(PROBE, Kind::Sets);
             let probe = Run { jobs: &jobs, in_flight: IN_FLIGHT, first: First::Write };
