@@ -23,6 +23,7 @@ use crate::config::{self, Dialect};
 use crate::job::{ConversationId, Job, Name, Scope, Version};
 
 mod answer;
+mod client;
 mod cognigy_v2;
 mod context_v1;
 #[cfg(any(test, fuzzing))]
@@ -221,12 +222,23 @@ enum Wire {
     CognigyV2(cognigy_v2::CognigyV2),
 }
 
-/// The HTTP client could not be made: the machine's certificate store or TLS set-up is broken.
+impl Wire {
+    fn new(bot: &config::Bot) -> anyhow::Result<Self> {
+        let http = http::Http::new(bot)?;
+        Ok(match bot.dialect {
+            Dialect::ContextV1 => Self::ContextV1(context_v1::ContextV1::new(bot, http)?),
+            Dialect::CognigyV2 => Self::CognigyV2(cognigy_v2::CognigyV2::new(bot, http)?),
+        })
+    }
+}
+
+/// The HTTP client could not be made: the machine's certificate store or TLS set-up is broken, or an address is none for
+/// HTTP.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up the HTTP client of bot {bot}")]
 pub struct SetUpError {
     bot: String,
-    source: reqwest::Error,
+    source: anyhow::Error,
 }
 
 impl Target {
@@ -235,11 +247,7 @@ impl Target {
     /// # Errors
     /// [`SetUpError`].
     pub fn new(bot: &config::Bot) -> Result<Self, SetUpError> {
-        let http = http::Http::new(bot).map_err(|source| SetUpError { bot: bot.name.clone(), source })?;
-        let dialect = match bot.dialect {
-            Dialect::ContextV1 => Wire::ContextV1(context_v1::ContextV1::new(bot, http)),
-            Dialect::CognigyV2 => Wire::CognigyV2(cognigy_v2::CognigyV2::new(bot, http)),
-        };
+        let dialect = Wire::new(bot).map_err(|source| SetUpError { bot: bot.name.clone(), source })?;
         Ok(Self { dialect })
     }
 

@@ -7,8 +7,8 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::StatusCode;
-use reqwest::header::{DATE, ETAG, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::StatusCode;
+use hyper::header::{DATE, ETAG, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde_json::Value;
 
 use super::{Detail, Failure, MAX_RETRY_AFTER};
@@ -180,9 +180,9 @@ mod tests {
     use serde_json::json;
 
     fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {
-        let headers = headers.iter().map(|(name, value)| {
-            (reqwest::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
-        });
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (hyper::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
         Answer {
             status: StatusCode::from_u16(status).unwrap(),
             headers: headers.collect(),

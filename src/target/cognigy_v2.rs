@@ -15,13 +15,13 @@
 //!
 //! What each operation can do here is told by [`supports`].
 
+use anyhow::Context as _;
 use bytes::Bytes;
+use hyper::{Method, Uri};
 use regex::Regex;
-use reqwest::{Method, Url};
 
 use super::answer::{Answer, Meaning, meaning};
-use super::context_v1::segment;
-use super::http::{Http, Request, detail, now};
+use super::http::{Http, Request, address, detail, now, segment};
 use super::{Detail, Failure, Read, Write};
 use crate::config::{self, below};
 use crate::job::{ConversationId, Version};
@@ -37,23 +37,24 @@ pub(super) use self::wire::{encode, profile};
 #[derive(Debug)]
 pub(super) struct CognigyV2 {
     http: Http,
-    sessions: Url,
-    profiles: Url,
+    sessions: Uri,
+    profiles: Uri,
     pattern: Regex,
     user_id: String,
     ledger_key: String,
 }
 
 impl CognigyV2 {
-    pub fn new(bot: &config::Bot, http: Http) -> Self {
-        Self {
+    pub fn new(bot: &config::Bot, http: Http) -> anyhow::Result<Self> {
+        let below = |path| address(&below(&bot.base_url, path)).context("base_url");
+        Ok(Self {
             http,
-            sessions: below(&bot.base_url, "new/v2.0/sessions"),
-            profiles: below(&bot.base_url, "new/v2.0/profiles"),
+            sessions: below("new/v2.0/sessions")?,
+            profiles: below("new/v2.0/profiles")?,
             pattern: bot.conversation_id_pattern.clone(),
             user_id: bot.user_id.clone(),
             ledger_key: bot.ledger_key.clone(),
-        }
+        })
     }
 
     /// Reads the profile: what can be known of a conversation.
@@ -137,10 +138,10 @@ impl CognigyV2 {
     }
 
     /// Where the session and the profile of a conversation are.
-    fn urls(&self, conversation: &ConversationId) -> Option<(Url, Url)> {
+    fn urls(&self, conversation: &ConversationId) -> Option<(Uri, Uri)> {
         let address = Address::of(&self.pattern, &self.user_id, conversation);
-        let session = segment(&self.sessions, address.session)?;
-        Some((below(&session, "context/inject"), segment(&self.profiles, address.profile)?))
+        let session = segment(&self.sessions, address.session, "/context/inject")?;
+        Some((session, segment(&self.profiles, address.profile, "")?))
     }
 }
 

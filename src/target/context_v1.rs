@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use bytes::Bytes;
-use reqwest::{Method, Url};
+use hyper::{Method, Uri};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
 use super::answer::{Answer, BodyEnd, Meaning, meaning, version};
-use super::http::{Http, Request, detail, now};
+use super::http::{Http, Request, address, detail, now, segment};
 use super::{Change, Detail, Failure, Observed, Read, Write};
 use crate::config::{self, below};
 use crate::job::{ConversationId, Name, Scope, Version, is_key};
@@ -21,12 +22,13 @@ use crate::job::{ConversationId, Name, Scope, Version, is_key};
 #[derive(Debug)]
 pub(super) struct ContextV1 {
     http: Http,
-    context: Url,
+    context: Uri,
 }
 
 impl ContextV1 {
-    pub fn new(bot: &config::Bot, http: Http) -> Self {
-        Self { http, context: below(&bot.base_url, "api/v1/context") }
+    pub fn new(bot: &config::Bot, http: Http) -> anyhow::Result<Self> {
+        let context = address(&below(&bot.base_url, "api/v1/context")).context("base_url")?;
+        Ok(Self { http, context })
     }
 
     pub async fn read<A>(
@@ -38,7 +40,7 @@ impl ContextV1 {
     where
         A: Future<Output = ()> + Send,
     {
-        let Some(url) = segment(&self.context, conversation.as_str()) else {
+        let Some(url) = segment(&self.context, conversation.as_str(), "") else {
             return Read::Failed(Failure::Refused(detail("the conversation id cannot be part of an address")));
         };
         match self.http.send(&Request::get(url, trace), again).await {
@@ -84,20 +86,6 @@ impl ContextV1 {
     }
 }
 
-/// `base` with `text` behind it as one percent-encoded segment. `None`: `.` and `..` are not segments, whatever
-/// their spelling (WHATWG URL).
-pub(super) fn segment(base: &Url, text: &str) -> Option<Url> {
-    if matches!(text, "" | "." | "..") {
-        return None;
-    }
-    const KEPT: &percent_encoding::AsciiSet =
-        &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-    let text = percent_encoding::utf8_percent_encode(text, KEPT);
-    let mut url = base.clone();
-    url.set_path(&format!("{}/{text}", base.path()));
-    Some(url)
-}
-
 /// The body of a write.
 pub(super) fn encode(conversation: &ConversationId, changes: &[Change]) -> Bytes {
     struct Body<'a>(&'a ConversationId, Context<'a>);
@@ -131,8 +119,8 @@ pub(super) fn encode(conversation: &ConversationId, changes: &[Change]) -> Bytes
 
 /// The conversation that a complete body shows.
 pub(super) fn parse_state(conversation: &ConversationId, body: Bytes) -> Result<Observed, Failure> {
-    let headers = reqwest::header::HeaderMap::new();
-    observed(&Answer { status: reqwest::StatusCode::OK, headers, body, end: BodyEnd::Complete }, conversation)
+    let headers = hyper::header::HeaderMap::new();
+    observed(&Answer { status: hyper::StatusCode::OK, headers, body, end: BodyEnd::Complete }, conversation)
 }
 
 /// The conversation that a 2xx answer shows.
@@ -203,8 +191,8 @@ fn variables(context: serde_json::Map<String, Value>) -> Result<BTreeMap<Name, V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reqwest::StatusCode;
-    use reqwest::header::HeaderMap;
+    use hyper::StatusCode;
+    use hyper::header::HeaderMap;
     use serde_json::json;
 
     fn conversation(id: &str) -> ConversationId {
@@ -230,17 +218,6 @@ mod tests {
             encode(&conversation("conv_8a7b"), &changes),
             r#"{"conversationId":"conv_8a7b","context":{"customer_tier":{"value":"premium","scope":"user"},"cart_total":{"value":149.990,"scope":"session"},"gone":{"value":null,"scope":"conversation"}}}"#
         );
-    }
-
-    #[test]
-    fn an_id_is_one_segment_whatever_it_holds() {
-        let base = Url::parse("https://bot.example.com/x/api/v1/context").unwrap();
-        let path = |id: &str| segment(&base, id).map(|url| url.as_str().to_owned());
-        let below = |text: &str| Some(format!("https://bot.example.com/x/api/v1/context/{text}"));
-        assert_eq!(path("conv_8a7b"), below("conv_8a7b"));
-        assert_eq!(path("a/../b?c#d e%2f"), below("a%2F..%2Fb%3Fc%23d%20e%252f"));
-        assert_eq!(path("ä\\;:"), below("%C3%A4%5C%3B%3A"));
-        assert_eq!((path("."), path("..")), (None, None));
     }
 
     #[test]

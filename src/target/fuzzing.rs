@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use regex::Regex;
-use reqwest::StatusCode;
-use reqwest::header::{ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use serde_json::Value;
 
 use super::answer::{Answer, BodyEnd, Meaning, meaning, version};

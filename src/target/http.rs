@@ -1,42 +1,38 @@
-//! One request and its answer over HTTP/1.1: credentials, deadlines, bounded bodies, and which failures are
-//! certain.
-//!
-//! Rules: redirects are not followed and no proxy is taken from the environment, since both would send the
-//! token to somebody else. A connection that sat idle is not reused after [`IDLE`]: many servers close theirs
-//! after 5 s, and a request that meets the close cannot be told from one that was applied.
+//! One request and its answer, with the bot's credentials: which failures are certain.
 
-use std::error::Error as _;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH};
-use reqwest::{Method, StatusCode, Url, redirect, retry};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, USER_AGENT};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, StatusCode, Uri};
 use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
+use url::Url;
 
-use super::answer::{Answer, BodyEnd};
+use super::answer::Answer;
+use super::client::{self, Client, Unanswered};
 use super::token::Tokens;
 use super::{Detail, Failure};
 use crate::config::{self, show_host};
 use crate::job::Version;
 use crate::metrics::{Purpose, RequestMeters};
 
-/// How long an unused connection is kept: under Node's 5 s.
-const IDLE: Duration = Duration::from_secs(4);
-/// Longest error body that is read.
+/// Longest error body that is read, in bytes.
 pub(super) const ERROR_LIMIT: usize = 64 * 1_024;
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const AGENT: HeaderValue = HeaderValue::from_static(concat!("context-injector/", env!("CARGO_PKG_VERSION")));
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// The client of one bot.
+/// The requests of one bot.
 #[derive(Debug)]
 pub(super) struct Http {
     meters: Arc<RequestMeters>,
-    client: reqwest::Client,
-    timeout: Duration,
+    client: Client,
     answer_limit: usize,
     host: String,
     credentials: Credentials,
@@ -53,66 +49,94 @@ enum Credentials {
 pub(super) struct Request {
     purpose: Purpose,
     method: Method,
-    url: Url,
-    headers: HeaderMap,
+    address: Uri,
+    trace: Option<HeaderValue>,
+    if_match: Option<HeaderValue>,
     body: Option<Bytes>,
 }
 
 impl Request {
     /// A request without a body.
-    pub fn get(url: Url, trace: Option<&str>) -> Self {
-        Self { purpose: Purpose::Read, method: Method::GET, url, headers: headers(trace), body: None }
+    pub fn get(address: Uri, trace: Option<&str>) -> Self {
+        let trace = trace.and_then(|trace| HeaderValue::from_str(trace).ok());
+        Self { purpose: Purpose::Read, method: Method::GET, address, trace, if_match: None, body: None }
     }
 
     /// A request that sends exactly the JSON text `body`.
-    pub fn with_body(method: Method, url: Url, body: Bytes, trace: Option<&str>) -> Self {
-        let mut headers = headers(trace);
-        headers.insert(CONTENT_TYPE, JSON);
-        Self { purpose: Purpose::Write, method, url, headers, body: Some(body) }
+    pub fn with_body(method: Method, address: Uri, body: Bytes, trace: Option<&str>) -> Self {
+        Self { purpose: Purpose::Write, method, body: Some(body), ..Self::get(address, trace) }
     }
 
     /// Adds the precondition. `None`: the version cannot be a header, so no such version came from the target.
     pub fn if_match(mut self, version: Option<&Version>) -> Option<Self> {
         if let Some(version) = version {
-            self.headers.insert(IF_MATCH, HeaderValue::from_str(version.as_str()).ok()?);
+            self.if_match = Some(HeaderValue::from_str(version.as_str()).ok()?);
         }
         Some(self)
     }
+
+    fn message(&self, name: HeaderName, credentials: HeaderValue) -> client::Request {
+        let mut message = client::Request::new(Full::new(self.body.clone().unwrap_or_default()));
+        *message.method_mut() = self.method.clone();
+        *message.uri_mut() = self.address.clone();
+        let headers = message.headers_mut();
+        headers.reserve(8);
+        headers.insert(ACCEPT, JSON);
+        headers.insert(USER_AGENT, AGENT);
+        headers.insert(name, credentials);
+        if self.body.is_some() {
+            headers.insert(CONTENT_TYPE, JSON);
+        }
+        for (name, value) in [(TRACEPARENT, &self.trace), (IF_MATCH, &self.if_match)] {
+            if let Some(value) = value {
+                headers.insert(name, value.clone());
+            }
+        }
+        message
+    }
 }
 
-fn headers(trace: Option<&str>) -> HeaderMap {
-    let mut headers = HeaderMap::from_iter([(ACCEPT, JSON)]);
-    if let Some(trace) = trace.and_then(|trace| HeaderValue::from_str(trace).ok()) {
-        headers.insert(TRACEPARENT, trace);
+/// An address that requests can be sent to.
+///
+/// # Errors
+/// It has characters that HTTP's form of an address does not know (RFC 9110, 4.1).
+pub(super) fn address(url: &Url) -> Result<Uri, hyper::http::uri::InvalidUri> {
+    url.as_str().parse()
+}
+
+/// `base` with `text` behind it as one percent-encoded segment, and then `rest`. `None`: `.` and `..` are not segments, whatever
+/// their spelling (WHATWG URL).
+pub(super) fn segment(base: &Uri, text: &str, rest: &str) -> Option<Uri> {
+    if matches!(text, "" | "." | "..") {
+        return None;
     }
-    headers
+    const KEPT: &percent_encoding::AsciiSet =
+        &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    let text = percent_encoding::utf8_percent_encode(text, KEPT);
+    let path = Bytes::from(format!("{}/{text}{rest}", base.path()));
+    let mut parts = base.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_maybe_shared(path).ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 impl Http {
     /// Sets up the client of a bot.
-    pub fn new(bot: &config::Bot) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("context-injector/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .no_proxy()
-            .connect_timeout(bot.connect_timeout)
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(bot.concurrency.into())
-            .build()?;
+    ///
+    /// # Errors
+    /// TLS cannot be set up, or the address of its tokens is none for HTTP.
+    pub fn new(bot: &config::Bot) -> anyhow::Result<Self> {
+        let client = Client::new(bot)?;
         let meters = Arc::new(RequestMeters::new(&bot.name));
         let credentials = match bot.api_key.as_ref().and_then(|key| HeaderValue::from_str(key.expose_secret()).ok()) {
             Some(mut key) if bot.dialect == config::Dialect::CognigyV2 => {
                 key.set_sensitive(true);
                 Credentials::ApiKey(key)
             }
-            _ => Credentials::Bearer(Box::new(Tokens::new(client.clone(), bot, Arc::clone(&meters)))),
+            _ => Credentials::Bearer(Box::new(Tokens::new(client.clone(), bot, Arc::clone(&meters))?)),
         };
         Ok(Self {
             meters,
             client,
-            timeout: bot.request_timeout,
             // The context may hold more than one payload wrote.
             answer_limit: bot.max_payload_bytes.saturating_add(1_024 * 1_024),
             host: show_host(bot.base_url.as_str()),
@@ -145,46 +169,31 @@ impl Http {
     }
 
     async fn exchange(&self, request: &Request, name: HeaderName, credentials: HeaderValue) -> Result<Answer, Failure> {
-        let mut builder = self.client.request(request.method.clone(), request.url.clone()).timeout(self.timeout);
-        builder = builder.headers(request.headers.clone()).header(name, credentials);
-        if let Some(body) = &request.body {
-            builder = builder.body(body.clone());
-        }
+        let limit = |status: StatusCode| if status.is_success() { self.answer_limit } else { ERROR_LIMIT };
         let sent = Instant::now();
-        let response = match builder.send().await {
-            Ok(response) => response,
-            Err(error) => {
-                self.meters.count(request.purpose, unanswered(&error), sent.elapsed());
-                return Err(self.not_answered(&error));
-            }
-        };
-        let limit = if response.status().is_success() { self.answer_limit } else { ERROR_LIMIT };
-        let answer = read_answer(response, limit).await;
-        self.meters.count(request.purpose, answer.status.as_str(), sent.elapsed());
-        Ok(answer)
+        let answer = self.client.send(request.message(name, credentials), limit).await;
+        self.meters.count(request.purpose, outcome(&answer), sent.elapsed());
+        answer.map_err(|unanswered| self.not_answered(&unanswered))
     }
 
-    fn not_answered(&self, error: &reqwest::Error) -> Failure {
+    fn not_answered(&self, unanswered: &Unanswered) -> Failure {
         let host = &self.host;
-        if error.is_connect() || error.is_builder() {
-            return Failure::NotSent(detail(format!("cannot connect to {host}: {}", root_cause(error))));
+        match unanswered {
+            Unanswered::Connect(cause) => Failure::NotSent(detail(format!("cannot connect to {host}: {cause}"))),
+            Unanswered::Timeout(limit) => {
+                let limit = config::show_duration(*limit);
+                Failure::Ambiguous(detail(format!("no answer from {host} within {limit}")))
+            }
+            Unanswered::Broken(cause) => Failure::Ambiguous(detail(format!("the connection to {host} broke: {cause}"))),
         }
-        if error.is_timeout() {
-            let limit = config::show_duration(self.timeout);
-            return Failure::Ambiguous(detail(format!("no answer from {host} within {limit}")));
-        }
-        Failure::Ambiguous(detail(format!("the connection to {host} broke: {}", root_cause(error))))
     }
 }
 
-/// What kept an answer from coming, as metrics name it.
-pub(super) fn unanswered(error: &reqwest::Error) -> &'static str {
-    if error.is_connect() {
-        "connect"
-    } else if error.is_timeout() {
-        "timeout"
-    } else {
-        "broken"
+/// What came of a request, as metrics name it.
+pub(super) fn outcome(answer: &Result<Answer, Unanswered>) -> &str {
+    match answer {
+        Ok(answer) => answer.status.as_str(),
+        Err(unanswered) => unanswered.as_str(),
     }
 }
 
@@ -193,32 +202,23 @@ pub(super) fn detail(text: impl Into<String>) -> Detail {
     Detail { text: text.into(), ..Detail::default() }
 }
 
-/// What the operating system or the TLS library said, without the address that the outer errors carry.
-pub(super) fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause = error.source();
-    while let Some(inner) = cause.and_then(std::error::Error::source) {
-        cause = Some(inner);
-    }
-    cause.map_or_else(|| "the request could not be made".to_owned(), ToString::to_string)
-}
-
-/// Reads a body up to `limit` bytes.
-pub(super) async fn read_answer(mut response: reqwest::Response, limit: usize) -> Answer {
-    let status = response.status();
-    let headers = std::mem::take(response.headers_mut());
-    let mut body = BytesMut::new();
-    let end = loop {
-        match response.chunk().await {
-            Ok(None) => break BodyEnd::Complete,
-            Ok(Some(chunk)) if chunk.len() > limit - body.len() => break BodyEnd::TooLong,
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Err(_) => break BodyEnd::Broken,
-        }
-    };
-    Answer { status, headers, body: body.freeze(), end }
-}
-
 /// The clock that `Retry-After` dates are read by.
 pub(super) fn now() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_segment_whatever_it_holds() {
+        let base = address(&Url::parse("https://bot.example.com/x/api/v1/context").unwrap()).unwrap();
+        let path = |id: &str| segment(&base, id, "/rest").map(|address| address.to_string());
+        let below = |text: &str| Some(format!("https://bot.example.com/x/api/v1/context/{text}/rest"));
+        assert_eq!(path("conv_8a7b"), below("conv_8a7b"));
+        assert_eq!(path("a/../b?c#d e%2f"), below("a%2F..%2Fb%3Fc%23d%20e%252f"));
+        assert_eq!(path("ä\\;:"), below("%C3%A4%5C%3B%3A"));
+        assert_eq!((path("."), path("..")), (None, None));
+    }
 }

@@ -291,6 +291,22 @@ async fn a_refusal_names_status_code_and_trace_id() {
 }
 
 #[tokio::test]
+async fn without_tls_where_it_is_asked_for_nothing_is_sent() {
+    let world = World::new(settings()).await;
+    let target = Target::new(&bot(&world.sandbox.url().replace("http:", "https:"), "")).unwrap();
+    let Read::Failed(failure) = target.read(&conversation(ID), None).await else { panic!("it was read") };
+    assert!(matches!(failure, Failure::NotSent(_)), "{failure:?}");
+
+    // Whoever accepts and then says nothing is not connected.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    let target = Target::new(&bot(&url, "connect_timeout = \"100ms\"")).unwrap();
+    let Read::Failed(failure) = target.read(&conversation(ID), None).await else { panic!("it was read") };
+    assert!(matches!(failure, Failure::NotSent(_)), "{failure:?}");
+    assert!(failure.to_string().ends_with("no connection within 100ms"), "{failure}");
+}
+
+#[tokio::test]
 async fn connections_are_reused() {
     let world = World::new(settings()).await;
     for _ in 0..20 {

@@ -11,16 +11,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::StatusCode;
-use reqwest::header::{ACCEPT, HeaderValue};
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use hyper::{Method, StatusCode, Uri};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use url::Url;
+use url::form_urlencoded;
 
 use super::answer::{Answer, BodyEnd, retry_after};
-use super::http::{ERROR_LIMIT, detail, now, read_answer, root_cause, unanswered};
+use super::client::{self, Client};
+use super::http::{AGENT, ERROR_LIMIT, JSON, address, detail, now, outcome};
 use super::{Detail, Failure};
 use crate::config::{self, Dialect, show_host};
 use crate::metrics::{Purpose, RequestMeters};
@@ -42,12 +46,12 @@ pub(super) struct Token {
 #[derive(Debug)]
 pub(super) struct Tokens {
     meters: Arc<RequestMeters>,
-    client: reqwest::Client,
-    url: Url,
+    client: Client,
+    address: Uri,
+    host: String,
     client_id: String,
     client_secret: SecretString,
     scope: Option<&'static str>,
-    timeout: Duration,
     finished: std::sync::atomic::AtomicU64,
     state: Mutex<State>,
 }
@@ -61,18 +65,21 @@ struct State {
 
 impl Tokens {
     /// Sets up the tokens of a bot; nothing is asked for yet.
-    pub fn new(client: reqwest::Client, bot: &config::Bot, meters: Arc<RequestMeters>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `token_url` is no address for HTTP.
+    pub fn new(client: Client, bot: &config::Bot, meters: Arc<RequestMeters>) -> anyhow::Result<Self> {
+        Ok(Self {
             meters,
             client,
-            url: bot.token_url.clone(),
+            address: address(&bot.token_url).context("token_url")?,
+            host: show_host(bot.token_url.as_str()),
             client_id: bot.client_id.clone(),
             client_secret: bot.client_secret.clone().unwrap_or_default(),
             scope: (bot.dialect == Dialect::ContextV1).then_some(SCOPE),
-            timeout: bot.request_timeout,
             finished: 0.into(),
             state: Mutex::default(),
-        }
+        })
     }
 
     /// A token that counts: the one at hand, or a new one.
@@ -124,31 +131,36 @@ impl Tokens {
     }
 
     async fn fetch(&self) -> Result<(HeaderValue, Duration), (Failure, Option<Duration>)> {
-        let mut form = vec![
-            ("grant_type", "client_credentials"),
-            ("client_id", &self.client_id),
-            ("client_secret", self.client_secret.expose_secret()),
-        ];
-        form.extend(self.scope.map(|scope| ("scope", scope)));
-        let request = self.client.post(self.url.clone()).header(ACCEPT, "application/json").timeout(self.timeout);
         let sent = Instant::now();
-        match request.form(&form).send().await {
-            Ok(response) => {
-                let answer = read_answer(response, ERROR_LIMIT).await;
-                self.meters.count(Purpose::Token, answer.status.as_str(), sent.elapsed());
-                read(&answer).map_err(|failure| {
-                    let wait = (answer.status == StatusCode::TOO_MANY_REQUESTS)
-                        .then(|| retry_after(&answer.headers, now()))
-                        .flatten();
-                    (failure, wait)
-                })
-            }
-            Err(error) => {
-                self.meters.count(Purpose::Token, unanswered(&error), sent.elapsed());
-                let host = show_host(self.url.as_str());
-                Err((Failure::NotSent(detail(format!("no token from {host}: {}", root_cause(&error)))), None))
+        let answer = self.client.send(self.request(), |_| ERROR_LIMIT).await;
+        self.meters.count(Purpose::Token, outcome(&answer), sent.elapsed());
+        match answer {
+            Ok(answer) => read(&answer).map_err(|failure| {
+                let wait = (answer.status == StatusCode::TOO_MANY_REQUESTS)
+                    .then(|| retry_after(&answer.headers, now()))
+                    .flatten();
+                (failure, wait)
+            }),
+            Err(unanswered) => {
+                Err((Failure::NotSent(detail(format!("no token from {}: {unanswered}", self.host))), None))
             }
         }
+    }
+
+    fn request(&self) -> client::Request {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "client_credentials");
+        form.append_pair("client_id", &self.client_id);
+        form.append_pair("client_secret", self.client_secret.expose_secret());
+        form.extend_pairs(self.scope.map(|scope| ("scope", scope)));
+        let mut request = client::Request::new(Full::new(Bytes::from(form.finish())));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.address.clone();
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, JSON);
+        headers.insert(USER_AGENT, AGENT);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        request
     }
 }
 
@@ -229,7 +241,7 @@ mod tests {
     fn answer(status: u16, body: &str) -> Answer {
         Answer {
             status: StatusCode::from_u16(status).unwrap(),
-            headers: reqwest::header::HeaderMap::new(),
+            headers: hyper::HeaderMap::new(),
             body: bytes::Bytes::copy_from_slice(body.as_bytes()),
             end: BodyEnd::Complete,
         }

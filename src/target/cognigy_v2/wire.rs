@@ -143,8 +143,8 @@ fn fingerprint(fields: &Map<String, Value>) -> Version {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::StatusCode;
-    use reqwest::header::HeaderMap;
+    use hyper::StatusCode;
+    use hyper::header::HeaderMap;
     use serde_json::json;
 
     use super::*;
