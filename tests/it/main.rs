@@ -47,5 +47,6 @@ mod speaks_cognigy;
 mod starts_without_services;
 mod takes_over;
 mod topology_differs;
+mod trusts_the_machine;
 mod unroutable_waits;
 mod verifies_the_audit;

@@ -112,7 +112,7 @@ async fn every_command_can_be_typed() {
     for command in commands {
         let mut words = words(command);
         words.push("--help".to_owned());
-        let (status, output) = run_to_end(&words.iter().map(String::as_str).collect::<Vec<_>>(), None).await;
+        let (status, output) = run_to_end(&words.iter().map(String::as_str).collect::<Vec<_>>(), None, &[]).await;
         if status != 0 || !output.contains("Usage: context-injector ") {
             faults.push(format!("{command}: {output}"));
         }

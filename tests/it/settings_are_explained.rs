@@ -34,7 +34,7 @@ async fn what_is_in_force_is_shown_without_secrets() {
 
 #[tokio::test]
 async fn a_file_that_is_not_there_is_named() {
-    let (status, output) = run_to_end(&["--config", "/nowhere/settings.toml", "config", "check"], None).await;
+    let (status, output) = run_to_end(&["--config", "/nowhere/settings.toml", "config", "check"], None, &[]).await;
     assert_eq!(status, 2, "{output}");
     assert!(output.contains("/nowhere/settings.toml"), "{output}");
 }

@@ -7,6 +7,7 @@ mod servers;
 mod target;
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -233,7 +234,12 @@ impl World {
 
     /// A short command of the real binary: its exit code and what it printed, errors after output.
     pub async fn command(&self, arguments: &[&str]) -> (i32, String) {
-        run_to_end(arguments, Some(&self.settings)).await
+        self.command_in(&[], arguments).await
+    }
+
+    /// The same with more in its environment.
+    pub async fn command_in(&self, environment: &[(&str, &OsStr)], arguments: &[&str]) -> (i32, String) {
+        run_to_end(arguments, Some(&self.settings), environment).await
     }
 
     /// A short command that must succeed and print one JSON document or JSON lines.

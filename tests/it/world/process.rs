@@ -1,5 +1,6 @@
 //! The real binary as a real process: started, watched through its log and its admin HTTP, killed.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -120,12 +121,13 @@ impl Process {
 }
 
 /// Runs a command of the real binary to its end: exit code, and its output; after a failure its errors too.
-pub async fn run_to_end(arguments: &[&str], settings: Option<&Path>) -> (i32, String) {
+pub async fn run_to_end(arguments: &[&str], settings: Option<&Path>, environment: &[(&str, &OsStr)]) -> (i32, String) {
     let mut command = tokio::process::Command::new(BINARY);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CONTEXT_INJECTOR")) {
         command.env_remove(name);
     }
     command.env_remove("AMQP_URL").env_remove("REDIS_URL").env("NO_COLOR", "1");
+    command.envs(environment.iter().copied());
     if let Some(settings) = settings {
         command.arg("--config").arg(settings);
     }
