@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -163,7 +163,7 @@ pub async fn acquire(
         line_key: ladder::line_key(link, &tag),
         verdict_keys: [link.key("verdicts", &tag), link.key("verdicts-older", &tag)],
         verdicts: HashMap::new(),
-        token: Uuid::new_v4().simple().to_string(),
+        token: token(),
         hold: Hold::RedisAway,
         recorded: None,
         sees_a_line: false,
@@ -388,6 +388,14 @@ impl FromStr for PastVerdict {
             _ => Err(NoVerdict),
         }
     }
+}
+
+/// A name that no other lease has: the process' and a number, since asking the system for random bytes for each costs
+/// more than all else that is done here.
+fn token() -> String {
+    static PROCESS: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    format!("{}.{}", PROCESS.simple(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The text that Redis answered, if it did.

@@ -1,6 +1,7 @@
 //! What comes of a batch: verdicts become outcome events and dead letters, failed attempts go onto the ladder, and
 //! each message is settled once that is confirmed.
 
+use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ use crate::pipeline::validate::Invalid;
 use crate::pipeline::verdict::{Rejection, Verdict};
 use crate::retry;
 
+/// Outcomes of one batch that are published and not confirmed yet: those of the other conversations do not wait behind
+/// all that a busy one has to tell.
+const SIDE_BY_SIDE: usize = 16;
+
 impl Context {
     /// Publishes what came of a batch, and settles its messages. Returns those that stay unsettled.
     pub(super) async fn settle(
@@ -33,7 +38,8 @@ impl Context {
         work: Work,
     ) -> Unsettled {
         let mut unsettled = Unsettled::new();
-        let mut verdicts = Vec::new();
+        let mut told = Vec::with_capacity(tasks.len());
+        let mut under_way = VecDeque::with_capacity(tasks.len().min(SIDE_BY_SIDE));
         let mut rung = None;
         for ((task, envelope), ending) in tasks.into_iter().zip(envelopes).zip(endings) {
             match ending {
@@ -41,7 +47,12 @@ impl Context {
                     if work.on_ladder || task.attempts > 0 {
                         self.ladder.step_off(&self.bot.config().name, conversation, &task.job.id).await;
                     }
-                    verdicts.push(self.hand_over(self.verdict(conversation, task, envelope, *ended, work)));
+                    if under_way.len() == SIDE_BY_SIDE
+                        && let Some(first) = under_way.pop_front()
+                    {
+                        told.push(self.event_told(first).await);
+                    }
+                    under_way.push_back(self.hand_over(self.verdict(conversation, task, envelope, *ended, work)));
                 }
                 Ending::Interrupted => unsettled.push(envelope),
                 Ending::Retry(detail) => {
@@ -59,9 +70,8 @@ impl Context {
         }
         // Published side by side, acknowledged in order: what comes again after a crash is an unbroken end of the
         // conversation's jobs, so that doing it again ends as it ended.
-        let mut told = Vec::with_capacity(verdicts.len());
-        for Published { event, letter, envelope } in verdicts {
-            told.push((self.event_confirmed(event, letter).await, envelope));
+        for published in under_way {
+            told.push(self.event_told(published).await);
         }
         let mut unbroken = true;
         for (letter, envelope) in told {
@@ -180,8 +190,7 @@ impl Context {
             timings: Timings { total: elapsed, ..Timings::default() },
             traceparent: envelope.traceparent.clone(),
         };
-        let Published { event, letter, envelope } = self.hand_over(self.tell(outcome, envelope, None));
-        let letter = self.event_confirmed(event, letter).await;
+        let (letter, envelope) = self.event_told(self.hand_over(self.tell(outcome, envelope, None))).await;
         if self.letter_confirmed(letter).await.is_err() {
             return Some(envelope);
         }
@@ -244,6 +253,12 @@ impl Context {
     fn hand_over(&self, told: Told) -> Published {
         let Told { outcome, letter, envelope } = told;
         Published { event: self.outbox.hand_over(self.bot.config(), &outcome), letter, envelope }
+    }
+
+    /// [`Self::event_confirmed`] of a message.
+    async fn event_told(&self, published: Published) -> (Result<Option<Letter>, Unconfirmed>, Envelope) {
+        let Published { event, letter, envelope } = published;
+        (self.event_confirmed(event, letter).await, envelope)
     }
 
     /// Waits for the confirm of an outcome, and hands over the dead letter, where there is one.
