@@ -390,8 +390,7 @@ impl FromStr for PastVerdict {
     }
 }
 
-/// A name that no other lease has: the process' and a number, since asking the system for random bytes for each costs
-/// more than all else that is done here.
+/// A name that no other lease has: the process' and a number, since random bytes would be a system call for each.
 fn token() -> String {
     static PROCESS: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
     static NUMBER: AtomicU64 = AtomicU64::new(0);

@@ -223,7 +223,7 @@ enum Wire {
 }
 
 impl Wire {
-    fn new(bot: &config::Bot) -> anyhow::Result<Self> {
+    fn new(bot: &config::Bot) -> Result<Self, SetUpError> {
         let http = http::Http::new(bot)?;
         Ok(match bot.dialect {
             Dialect::ContextV1 => Self::ContextV1(context_v1::ContextV1::new(bot, http)?),
@@ -232,13 +232,27 @@ impl Wire {
     }
 }
 
-/// The HTTP client could not be made: the machine's certificate store or TLS set-up is broken, or an address is none for
-/// HTTP.
+/// The HTTP client could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set up the HTTP client of bot {bot}")]
-pub struct SetUpError {
-    bot: String,
-    source: anyhow::Error,
+pub enum SetUpError {
+    /// The machine's certificate store or TLS set-up is broken.
+    #[error("cannot set up TLS to the platform of bot {bot}")]
+    Tls {
+        /// The bot.
+        bot: String,
+        /// What is broken.
+        source: rustls::Error,
+    },
+    /// An address that is none for HTTP (RFC 9110, 4.1).
+    #[error("bots.{bot}.{setting} is no address that requests can be sent to")]
+    Address {
+        /// The bot.
+        bot: String,
+        /// Which setting of it.
+        setting: &'static str,
+        /// What is wrong with it.
+        source: hyper::http::uri::InvalidUri,
+    },
 }
 
 impl Target {
@@ -247,8 +261,7 @@ impl Target {
     /// # Errors
     /// [`SetUpError`].
     pub fn new(bot: &config::Bot) -> Result<Self, SetUpError> {
-        let dialect = Wire::new(bot).map_err(|source| SetUpError { bot: bot.name.clone(), source })?;
-        Ok(Self { dialect })
+        Ok(Self { dialect: Wire::new(bot)? })
     }
 
     /// Reads a conversation. `trace` is the `traceparent` to pass on (W3C Trace Context).

@@ -4,16 +4,17 @@
 //! copies it for redirects and repetitions, which must not happen here. Neither redirects are followed nor is a proxy
 //! taken from the environment, since both would send the token to somebody else. A connection that sat idle is not
 //! reused after [`IDLE`]: many servers close theirs after 5 s, and a request that meets the close cannot be told from one
-//! that was applied.
+//! that was applied. What hyper repeats by itself was never sent: its connection had ended before it took the request.
 
 use std::error::Error;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::{StatusCode, Uri};
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
@@ -148,7 +149,7 @@ type Connected = Result<MaybeHttpsStream<TokioIo<TcpStream>>, Box<dyn Error + Se
 impl Service<Uri> for Connector {
     type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
     type Error = Box<dyn Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Connected> + Send>>;
+    type Future = BoxFuture<'static, Connected>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.tls.poll_ready(context)
@@ -156,9 +157,7 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, address: Uri) -> Self::Future {
         let (connecting, within) = (self.tls.call(address), self.within);
-        Box::pin(async move {
-            let late = |_| Err(format!("no connection within {}", config::show_duration(within)).into());
-            timeout(within, connecting).await.unwrap_or_else(late)
-        })
+        let late = move |_| Err(format!("no connection within {}", config::show_duration(within)).into());
+        async move { timeout(within, connecting).await.unwrap_or_else(late) }.boxed()
     }
 }

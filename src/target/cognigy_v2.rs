@@ -15,14 +15,13 @@
 //!
 //! What each operation can do here is told by [`supports`].
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use hyper::{Method, Uri};
 use regex::Regex;
 
 use super::answer::{Answer, Meaning, meaning};
 use super::http::{Http, Request, address, detail, now, segment};
-use super::{Detail, Failure, Read, Write};
+use super::{Detail, Failure, Read, SetUpError, Write};
 use crate::config::{self, below};
 use crate::job::{ConversationId, Version};
 
@@ -45,8 +44,8 @@ pub(super) struct CognigyV2 {
 }
 
 impl CognigyV2 {
-    pub fn new(bot: &config::Bot, http: Http) -> anyhow::Result<Self> {
-        let below = |path| address(&below(&bot.base_url, path)).context("base_url");
+    pub fn new(bot: &config::Bot, http: Http) -> Result<Self, SetUpError> {
+        let below = |path| address(bot, "base_url", &below(&bot.base_url, path));
         Ok(Self {
             http,
             sessions: below("new/v2.0/sessions")?,

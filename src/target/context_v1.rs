@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use hyper::{Method, Uri};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -14,7 +13,7 @@ use serde_json::Value;
 
 use super::answer::{Answer, BodyEnd, Meaning, meaning, version};
 use super::http::{Http, Request, address, detail, now, segment};
-use super::{Change, Detail, Failure, Observed, Read, Write};
+use super::{Change, Detail, Failure, Observed, Read, SetUpError, Write};
 use crate::config::{self, below};
 use crate::job::{ConversationId, Name, Scope, Version, is_key};
 
@@ -26,8 +25,8 @@ pub(super) struct ContextV1 {
 }
 
 impl ContextV1 {
-    pub fn new(bot: &config::Bot, http: Http) -> anyhow::Result<Self> {
-        let context = address(&below(&bot.base_url, "api/v1/context")).context("base_url")?;
+    pub fn new(bot: &config::Bot, http: Http) -> Result<Self, SetUpError> {
+        let context = address(bot, "base_url", &below(&bot.base_url, "api/v1/context"))?;
         Ok(Self { http, context })
     }
 

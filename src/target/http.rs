@@ -15,7 +15,7 @@ use url::Url;
 use super::answer::Answer;
 use super::client::{self, Client, Unanswered};
 use super::token::Tokens;
-use super::{Detail, Failure};
+use super::{Detail, Failure, SetUpError};
 use crate::config::{self, show_host};
 use crate::job::Version;
 use crate::metrics::{Purpose, RequestMeters};
@@ -96,12 +96,12 @@ impl Request {
     }
 }
 
-/// An address that requests can be sent to.
+/// An address, of that setting, as requests are sent to it.
 ///
 /// # Errors
-/// It has characters that HTTP's form of an address does not know (RFC 9110, 4.1).
-pub(super) fn address(url: &Url) -> Result<Uri, hyper::http::uri::InvalidUri> {
-    url.as_str().parse()
+/// [`SetUpError::Address`].
+pub(super) fn address(bot: &config::Bot, setting: &'static str, url: &Url) -> Result<Uri, SetUpError> {
+    url.as_str().parse().map_err(|source| SetUpError::Address { bot: bot.name.clone(), setting, source })
 }
 
 /// `base` with `text` behind it as one percent-encoded segment, and then `rest`. `None`: `.` and `..` are not segments, whatever
@@ -123,9 +123,9 @@ impl Http {
     /// Sets up the client of a bot.
     ///
     /// # Errors
-    /// TLS cannot be set up, or the address of its tokens is none for HTTP.
-    pub fn new(bot: &config::Bot) -> anyhow::Result<Self> {
-        let client = Client::new(bot)?;
+    /// [`SetUpError`].
+    pub fn new(bot: &config::Bot) -> Result<Self, SetUpError> {
+        let client = Client::new(bot).map_err(|source| SetUpError::Tls { bot: bot.name.clone(), source })?;
         let meters = Arc::new(RequestMeters::new(&bot.name));
         let credentials = match bot.api_key.as_ref().and_then(|key| HeaderValue::from_str(key.expose_secret()).ok()) {
             Some(mut key) if bot.dialect == config::Dialect::CognigyV2 => {
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_id_is_one_segment_whatever_it_holds() {
-        let base = address(&Url::parse("https://bot.example.com/x/api/v1/context").unwrap()).unwrap();
+        let base = "https://bot.example.com/x/api/v1/context".parse().unwrap();
         let path = |id: &str| segment(&base, id, "/rest").map(|address| address.to_string());
         let below = |text: &str| Some(format!("https://bot.example.com/x/api/v1/context/{text}/rest"));
         assert_eq!(path("conv_8a7b"), below("conv_8a7b"));

@@ -11,7 +11,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
@@ -25,7 +24,7 @@ use url::form_urlencoded;
 use super::answer::{Answer, BodyEnd, retry_after};
 use super::client::{self, Client};
 use super::http::{AGENT, ERROR_LIMIT, JSON, address, detail, now, outcome};
-use super::{Detail, Failure};
+use super::{Detail, Failure, SetUpError};
 use crate::config::{self, Dialect, show_host};
 use crate::metrics::{Purpose, RequestMeters};
 
@@ -67,12 +66,12 @@ impl Tokens {
     /// Sets up the tokens of a bot; nothing is asked for yet.
     ///
     /// # Errors
-    /// `token_url` is no address for HTTP.
-    pub fn new(client: Client, bot: &config::Bot, meters: Arc<RequestMeters>) -> anyhow::Result<Self> {
+    /// [`SetUpError::Address`].
+    pub fn new(client: Client, bot: &config::Bot, meters: Arc<RequestMeters>) -> Result<Self, SetUpError> {
         Ok(Self {
             meters,
             client,
-            address: address(&bot.token_url).context("token_url")?,
+            address: address(bot, "token_url", &bot.token_url)?,
             host: show_host(bot.token_url.as_str()),
             client_id: bot.client_id.clone(),
             client_secret: bot.client_secret.clone().unwrap_or_default(),

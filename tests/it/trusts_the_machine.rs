@@ -1,9 +1,9 @@
 //! The platform behind TLS: whom the machine trusts is spoken to, anybody else gets nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::world::World;
 /// A certificate authority that nobody knows, and the settings of a server of that name with a certificate of it.
 fn authority(name: &str) -> (String, ServerConfig) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, format!("authority of {name}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
@@ -52,31 +53,32 @@ async fn a_platform_whose_certificate_the_machine_trusts_is_written_to_and_no_ot
     let (of_another, another) = self::authority("127.0.0.2");
     let (url, url_of_another) = (in_front_of(platform.clone(), server).await, in_front_of(platform, another).await);
     let (conversation, directory) = (world.conversation(), world.directory("tls"));
-    let (job, trusted) = (directory.join("job.json"), directory.join("authority.pem"));
+    let job = directory.join("job.json");
+    let [one, other] = ["one.pem", "other.pem"].map(|name| directory.join(name));
     let body = json!({"job_id": "tls", "conversation_id": conversation, "variables": {"tier": {"value": "premium"}}});
     std::fs::write(&job, body.to_string()).unwrap();
-    std::fs::write(&trusted, authority + &of_another).unwrap();
+    std::fs::write(&one, authority).unwrap();
+    std::fs::write(&other, of_another).unwrap();
 
-    for (url, trusted) in [(&url, None), (&url_of_another, Some(&trusted))] {
+    for (url, why) in [(&url, "UnknownIssuer"), (&url_of_another, "not valid for name")] {
         world.change_settings(|setup| {
             setup.set("bots.default.base_url", url.as_str());
         });
-        let (status, text) = inject(&world, &job, trusted.map(PathBuf::as_path)).await;
+        let (status, text) = inject(&world, &job, &other).await;
         assert_eq!(status, 1, "{text}");
-        assert!(text.contains("certificate"), "{text}");
+        assert!(text.contains("invalid peer certificate") && text.contains(why), "{text}");
     }
     assert_eq!(world.sandbox.stats().token_requests, 0, "nothing was sent to whom nobody trusts");
 
     world.change_settings(|setup| {
         setup.set("bots.default.base_url", url.as_str());
     });
-    let (status, text) = inject(&world, &job, Some(&trusted)).await;
+    let (status, text) = inject(&world, &job, &one).await;
     assert_eq!(status, 0, "{text}");
     assert_eq!(world.value(&conversation, "tier").await, "premium");
 }
 
-/// `inject --direct` on a machine that trusts these authorities alone, where some are given.
-async fn inject(world: &World, job: &Path, trusted: Option<&Path>) -> (i32, String) {
-    let environment = trusted.map(|path| ("SSL_CERT_FILE", path.as_os_str()));
-    world.command_in(environment.as_slice(), &["inject", job.to_str().unwrap(), "--direct"]).await
+/// `inject --direct` on a machine that trusts this authority alone.
+async fn inject(world: &World, job: &Path, trusted: &Path) -> (i32, String) {
+    world.command_in(&[("SSL_CERT_FILE", trusted.as_os_str())], &["inject", job.to_str().unwrap(), "--direct"]).await
 }
